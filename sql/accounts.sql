@@ -1,0 +1,17 @@
+-- The two accounts, each with the rights it needs and no more. Last of the three files: the table must be there.
+--
+-- It does not run as it is: first put a password of your own, in single quotes, in place of each <...> below, as in
+--   IDENTIFIED BY 'correct horse battery staple'
+-- and do not commit the file afterwards. Then:
+--   mysql -u root -p -e "source sql/accounts.sql"
+--
+-- '%' lets them in from any machine that reaches the server; put a host name or an address in its place to narrow it.
+-- Safe to run again: an account that is there keeps its password (change one with ALTER USER ... IDENTIFIED BY ...).
+
+-- The pipeline: the account for MYSQL_USER and MYSQL_PASSWORD in .env.
+CREATE USER IF NOT EXISTS 'crypto_etl'@'%' IDENTIFIED BY <password for crypto_etl>;
+GRANT SELECT, INSERT, UPDATE ON crypto_db.crypto_prices TO 'crypto_etl'@'%';
+
+-- The dashboard: it can read, nothing else.
+CREATE USER IF NOT EXISTS 'crypto_reader'@'%' IDENTIFIED BY <password for crypto_reader>;
+GRANT SELECT ON crypto_db.crypto_prices TO 'crypto_reader'@'%';

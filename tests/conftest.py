@@ -1,0 +1,223 @@
+"""What the tests share: a database of their own, CoinGecko on loopback, and the scripts as subprocesses.
+
+The database server is the one of TEST_MYSQL_HOST, _PORT, _USER and _PASSWORD, which sql/local_mysql.sh sets; the
+account must be allowed to create databases and accounts. With REQUIRE_MYSQL=1 a missing server is a failure, otherwise
+the tests that need one are skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import mysql.connector
+import pytest
+
+from etl_crypto import Settings, parse_settings
+from tests.stub_coingecko import StubCoinGecko
+
+PROJECT_DIR = Path(__file__).resolve().parent.parent
+SETTING_PREFIXES = ("MYSQL_", "COINGECKO_", "COIN_", "REQUESTS_", "HTTP_TIMEOUT_", "RETRY_", "SNAPSHOT_", "TIER_")
+
+
+def make_coin(number: int, **changes: object) -> dict:
+    """An invented coin as /coins/markets sends it, the `number`th by market cap; `changes` replace its fields."""
+    price, supply = 1000.0 / number, 1e9
+    return {
+        "id": f"coin-{number:05}",
+        "symbol": f"c{number}",
+        "name": f"Coin {number}",
+        "image": "https://example.com/coin.png",
+        "current_price": price,
+        "market_cap": price * supply,
+        "market_cap_rank": number,
+        "fully_diluted_valuation": price * supply,
+        "total_volume": price * supply / 20,
+        "high_24h": price * 1.02,
+        "low_24h": price * 0.97,
+        "price_change_24h": price * 0.01,
+        "price_change_percentage_24h": 1.01,
+        "market_cap_change_24h": price * supply * 0.01,
+        "market_cap_change_percentage_24h": 1.01,
+        "circulating_supply": supply,
+        "total_supply": supply,
+        "max_supply": None,
+        "ath": price * 3,
+        "ath_change_percentage": -66.7,
+        "ath_date": "2021-11-10T14:24:11.849Z",
+        "atl": price / 50,
+        "atl_change_percentage": 4900.0,
+        "atl_date": "2015-01-14T00:00:00.000+08:00",
+        "roi": None,
+        "last_updated": "2025-03-14T23:59:31.123Z",
+        "price_change_percentage_1h_in_currency": 0.1,
+        "price_change_percentage_24h_in_currency": 1.0101,
+        "price_change_percentage_7d_in_currency": -3.2,
+    } | changes
+
+
+def make_coins(count: int, first: int = 1) -> list[dict]:
+    return [make_coin(number) for number in range(first, first + count)]
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[mysql.connector.MySQLConnection]:
+    """A connection to the test server that may do everything there."""
+    required = os.environ.get("REQUIRE_MYSQL") == "1"
+    if "TEST_MYSQL_HOST" not in os.environ:
+        reason = "no database server: run the tests by bash sql/local_mysql.sh python -m pytest, or set TEST_MYSQL_*"
+        pytest.fail(reason) if required else pytest.skip(reason)
+    try:
+        connection = mysql.connector.connect(
+            host=os.environ["TEST_MYSQL_HOST"],
+            port=int(os.environ.get("TEST_MYSQL_PORT", "3306")),
+            user=os.environ.get("TEST_MYSQL_USER", "root"),
+            password=os.environ.get("TEST_MYSQL_PASSWORD", ""),
+            autocommit=True,
+            charset="utf8mb4",
+        )
+    except mysql.connector.Error as error:
+        pytest.fail(str(error)) if required else pytest.skip(f"no database server answers: {error}")
+    yield connection
+    connection.close()
+
+
+class Database:
+    """A fresh database with an empty crypto_prices, and an account that the scripts use."""
+
+    def __init__(self, server: mysql.connector.MySQLConnection) -> None:
+        self.server = server
+        self.name = f"crypto_test_{uuid4().hex[:12]}"
+        self.user = f"etl_{uuid4().hex[:12]}"
+        self.password = uuid4().hex
+        self.execute(f"CREATE DATABASE {self.name}")
+        self.execute(f"USE {self.name}")
+        self.execute(f"CREATE USER '{self.user}'@'%' IDENTIFIED BY '{self.password}'")
+        self.create_table()
+
+    def create_table(self) -> None:
+        self.execute((PROJECT_DIR / "sql" / "crypto_prices.sql").read_text(encoding="utf-8"))
+        self.execute(f"GRANT SELECT, INSERT, UPDATE ON {self.name}.crypto_prices TO '{self.user}'@'%'")
+
+    def execute(self, statement: str, parameters: tuple = ()) -> list[tuple]:
+        """The rows of a statement that ran with all rights."""
+        with self.server.cursor() as cursor:
+            cursor.execute(statement, parameters)
+            return cursor.fetchall() if cursor.description else []
+
+    def connect(self) -> mysql.connector.MySQLConnection:
+        """Another session with all rights, as a second writer or a reader has one."""
+        return mysql.connector.connect(
+            host=self.server.server_host,
+            port=self.server.server_port,
+            user=os.environ.get("TEST_MYSQL_USER", "root"),
+            password=os.environ.get("TEST_MYSQL_PASSWORD", ""),
+            database=self.name,
+            charset="utf8mb4",
+        )
+
+    def count(self) -> int:
+        return self.execute("SELECT COUNT(*) FROM crypto_prices")[0][0]
+
+    def drop(self) -> None:
+        self.execute(f"DROP DATABASE IF EXISTS {self.name}")
+        self.execute(f"DROP USER '{self.user}'@'%'")
+
+
+@pytest.fixture(scope="session")
+def session_database(server: mysql.connector.MySQLConnection) -> Iterator[Database]:
+    database = Database(server)
+    yield database
+    database.drop()
+
+
+@pytest.fixture
+def database(session_database: Database) -> Database:
+    """The database of this run, with an empty table made by sql/crypto_prices.sql."""
+    session_database.execute("DROP TABLE IF EXISTS crypto_prices")
+    session_database.create_table()
+    return session_database
+
+
+@pytest.fixture
+def api() -> Iterator[StubCoinGecko]:
+    """CoinGecko on loopback, with 120 coins."""
+    with StubCoinGecko(make_coins(120)) as stub:
+        yield stub
+
+
+class Scripts:
+    """Runs the scripts the way a user does, with settings of their own and those alone."""
+
+    def __init__(self, folder: Path, settings: dict[str, str]) -> None:
+        self.folder = folder
+        self.snapshots = folder / "snapshots"
+        self.env_file = folder / "settings.env"
+        self.env_file.write_text("", encoding="utf-8")
+        self.settings = {"SNAPSHOT_DIR": str(self.snapshots), "RETRY_BUDGET_SECONDS": "0"} | settings
+
+    def environment(self, settings: dict[str, str | None]) -> dict[str, str]:
+        bare = {key: value for key, value in os.environ.items() if not key.startswith(SETTING_PREFIXES)}
+        # PYTHONWARNINGS: a warning in a script is an error here too
+        merged = bare | {"PYTHONWARNINGS": "error", "PYTHONIOENCODING": "utf-8"} | self.settings | settings
+        return {key: value for key, value in merged.items() if value is not None}
+
+    def start(self, script: str, *arguments: object, **settings: str | None) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, PROJECT_DIR / script, *map(str, arguments), "--env-file", self.env_file],
+            env=self.environment(settings),
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+
+    def finish(self, process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+        """The end of a started script. No output may hold the password or the key."""
+        try:
+            stdout, stderr = process.communicate(timeout=120)
+        finally:
+            process.kill()
+        for secret in (self.settings.get("MYSQL_PASSWORD"), self.settings.get("COINGECKO_API_KEY")):
+            assert not secret or secret not in stdout + stderr
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+    def run(self, script: str, *arguments: object, **settings: str | None) -> subprocess.CompletedProcess[str]:
+        return self.finish(self.start(script, *arguments, **settings))
+
+    def pipeline(self, *arguments: object, **settings: str | None) -> subprocess.CompletedProcess[str]:
+        return self.run("pipeline_orchestrator.py", *arguments, **settings)
+
+    def kept(self, pattern: str = "*.json.gz") -> list[Path]:
+        return sorted(self.snapshots.glob(pattern))
+
+
+@pytest.fixture
+def scripts(tmp_path: Path, database: Database, api: StubCoinGecko) -> Scripts:
+    """The scripts on the test database and on CoinGecko on loopback."""
+    return Scripts(
+        tmp_path,
+        {
+            "MYSQL_HOST": database.server.server_host,
+            "MYSQL_PORT": str(database.server.server_port),
+            "MYSQL_DATABASE": database.name,
+            "MYSQL_USER": database.user,
+            "MYSQL_PASSWORD": database.password,
+            "COINGECKO_BASE_URL": api.url,
+        },
+    )
+
+
+def make_settings(**values: str) -> Settings:
+    """Settings with the defaults, and with `values` in place of some."""
+    return parse_settings({"MYSQL_USER": "u", "MYSQL_PASSWORD": "p"} | values, needs_database=True)
+
+
+def last_line(text: str) -> str:
+    return text.rstrip("\n").rpartition("\n")[2]
