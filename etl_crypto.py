@@ -95,7 +95,7 @@ MAX_REJECTED_SHARE, MIN_REJECTED_ROWS = 0.05, 5
 MIN_COMPLETE_SHARE, SNAPSHOTS_COMPARED = 0.9, 5
 EPOCH = datetime(1970, 1, 1)  # times are naive UTC throughout, as DATETIME columns are
 STALE_AFTER = timedelta(minutes=15)
-REJECTED_ROWS_LOGGED = 20
+REJECTED_ROWS_LOGGED = 100
 
 # Writing.
 BATCH_ROWS = 1_000  # 330 KB a statement: well below every server's max_allowed_packet
@@ -203,7 +203,7 @@ class Settings:
     mysql_database: str
     mysql_user: str
     mysql_password: str = field(repr=False)
-    mysql_ssl_ca: str
+    mysql_ssl_ca: Path | None
     coingecko_api_key: str = field(repr=False)
     coingecko_api_plan: str
     coingecko_base_url: str
@@ -232,7 +232,7 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
 
 
 def number(low: float) -> Callable[[str], float]:
-    """A reader of finite numbers above 0 and not below `low`, such as 2.5 or 10e9."""
+    """A reader of finite numbers not below `low`, such as 2.5 or 10e9; its ValueError says what is wanted."""
 
     def read(text: str) -> float:
         with suppress(ValueError):
@@ -265,10 +265,16 @@ def some_text(text: str) -> str:
     return text.strip()
 
 
-def ca_file(text: str) -> str:
-    if text.strip() and not Path(text.strip()).is_file():
+def path_or_none(text: str) -> Path | None:
+    """A path, relative to the scripts' folder; None for nothing."""
+    return PROJECT_DIR / text.strip() if text.strip() else None
+
+
+def file_or_none(text: str) -> Path | None:
+    path = path_or_none(text)
+    if path and not path.is_file():
         raise ValueError("a file with the CA certificates (PEM), or to nothing")
-    return text.strip()
+    return path
 
 
 def read_environment(env_file: Path | None) -> dict[str, str]:
@@ -317,7 +323,7 @@ def parse_settings(values: Mapping[str, str], needs_database: bool) -> Settings:
         mysql_database=get("MYSQL_DATABASE", "crypto_db", some_text),
         mysql_user=values.get("MYSQL_USER", "").strip(),
         mysql_password=values.get("MYSQL_PASSWORD", ""),
-        mysql_ssl_ca=get("MYSQL_SSL_CA", "", ca_file),
+        mysql_ssl_ca=get("MYSQL_SSL_CA", "", file_or_none),
         coingecko_api_key=api_key,
         coingecko_api_plan=plan,
         coingecko_base_url=base_url(
@@ -325,11 +331,11 @@ def parse_settings(values: Mapping[str, str], needs_database: bool) -> Settings:
             api_key,
         ),
         coin_limit=get("COIN_LIMIT", "1000", coin_limit),
-        requests_per_minute=get("REQUESTS_PER_MINUTE", "", lambda text: whole_number(1, 10_000)(text or calls)),
+        requests_per_minute=get("REQUESTS_PER_MINUTE", "", lambda text: whole_number(1, 10_000)(text.strip() or calls)),
         http_timeout_seconds=get("HTTP_TIMEOUT_SECONDS", "30", number(0.1)),
         retry_budget_seconds=get("RETRY_BUDGET_SECONDS", "600", number(0)),
         snapshot_minutes=get("SNAPSHOT_MINUTES", "1", whole_number(1, 525_600)),
-        snapshot_dir=PROJECT_DIR / folder if (folder := values.get("SNAPSHOT_DIR", "snapshots").strip()) else None,
+        snapshot_dir=get("SNAPSHOT_DIR", "snapshots", path_or_none),
         snapshot_keep=get("SNAPSHOT_KEEP", "100", whole_number(0, 1_000_000)),
         tier_large_cap_min=get("TIER_LARGE_CAP_MIN", "10e9", number(1e-9)),
         tier_mid_cap_min=get("TIER_MID_CAP_MIN", "1e9", number(1e-9)),
@@ -346,16 +352,16 @@ def parse_settings(values: Mapping[str, str], needs_database: bool) -> Settings:
 def base_url(url: str, api_key: str) -> str:
     """COINGECKO_BASE_URL without a slash at its end. Raises ConfigError when a key sent there would not be safe."""
     cure = f"set COINGECKO_BASE_URL to an address such as {PUBLIC_API}, or leave it empty"
+    if re.search("[@?#]", url):
+        # not shown: whoever writes such an address has probably put a password or a key into it
+        raise ConfigError(f"COINGECKO_BASE_URL holds more than an address (a key goes into COINGECKO_API_KEY): {cure}")
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError:
         host = None
     if not host or parts.scheme not in ("http", "https"):
-        raise ConfigError(f"COINGECKO_BASE_URL is {shown(url.split('?')[0])}, no http(s) address: {cure}")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        # not shown: whoever writes such an address has probably put a key or a password into it
-        raise ConfigError(f"COINGECKO_BASE_URL holds more than an address (a key goes into COINGECKO_API_KEY): {cure}")
+        raise ConfigError(f"COINGECKO_BASE_URL is {shown(url)}, no http(s) address: {cure}")
     if api_key and parts.scheme == "http" and not is_loopback(host):
         raise ConfigError(f"COINGECKO_BASE_URL is {shown(url)}, which would send the key in the clear: use https")
     return url.rstrip("/")
@@ -408,7 +414,7 @@ def connect(settings: Settings) -> Connection:
 
     tls = {}
     if settings.mysql_ssl_ca:  # the CA alone would verify nothing
-        tls = {"ssl_ca": settings.mysql_ssl_ca, "ssl_verify_cert": True, "ssl_verify_identity": True}
+        tls = {"ssl_ca": str(settings.mysql_ssl_ca), "ssl_verify_cert": True, "ssl_verify_identity": True}
     try:
         return mysql.connector.connect(
             host=settings.mysql_host,
@@ -518,17 +524,18 @@ def in_transaction(settings: Settings, connection: Connection, work: Callable[[A
     """
     if not connection.is_connected():  # a long fetch is longer than some servers keep an idle session
         reopen(settings, connection)
-    for retry in range(RETRIES + 1):
+    retries = 0
+    while True:
         try:
             with transaction(settings, connection) as cursor:
                 return work(cursor)
         except DatabaseError as error:
-            if error.errno not in (*LOST_CONNECTION, *LOCKED, *NO_SERVER) or retry == RETRIES:
+            if error.errno not in (*LOST_CONNECTION, *LOCKED, *NO_SERVER) or retries == RETRIES:
                 raise
-            log.warning("%s; trying again on a new connection (%d of %d)", error, retry + 1, RETRIES)
-        time.sleep(retry)
+            retries += 1
+            log.warning("%s; trying again on a new connection (%d of %d)", error, retries, RETRIES)
+        time.sleep(retries - 1)
         reopen(settings, connection)
-    raise AssertionError("unreachable")
 
 
 def reopen(settings: Settings, connection: Connection) -> None:
@@ -1063,7 +1070,7 @@ def read_market(snapshot: Snapshot) -> Market:
     if no_time:
         log.warning("last_updated of %d coins is no time and becomes NULL: %s", len(no_time), listed(no_time))
     # By id: rows that reach the primary key in its order take half the space and do not deadlock.
-    return Market(snapshot, [rows[coin_id] for coin_id in sorted(rows, key=str.encode)], rejected, repeats)
+    return Market(snapshot, [rows[coin_id] for coin_id in sorted(rows)], rejected, repeats)
 
 
 def warn_if_stale(market: Market, now: datetime) -> None:
@@ -1238,17 +1245,11 @@ def coins_option(text: str) -> str:
     return text
 
 
-def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """A parser with the options that all three scripts have. `description` is the script's docstring."""
-    parser = OneLineParser(
+def make_parser(prog: str, description: str) -> OneLineParser:
+    """A parser without options yet. `description` is the script's docstring."""
+    return OneLineParser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be written, write nothing")
-    parser.add_argument("--env-file", metavar="PATH", type=Path, help="read the settings here, not in .env")
-    volume = parser.add_mutually_exclusive_group()
-    volume.add_argument("-q", "--quiet", action="store_true", help="warnings and errors only (for cron)")
-    volume.add_argument("-v", "--verbose", action="store_true", help="more, and tracebacks of errors")
-    return parser
 
 
 def add_extract_options(parser: argparse.ArgumentParser) -> Any:
@@ -1264,6 +1265,16 @@ def add_extract_options(parser: argparse.ArgumentParser) -> Any:
         "--force", action="store_true", help="load an incomplete or partly broken snapshot all the same"
     )
     return source
+
+
+def parse_options(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """`argv` parsed, with the options that all three scripts have."""
+    parser.add_argument("--dry-run", action="store_true", help="say what would be written, write nothing")
+    parser.add_argument("--env-file", metavar="PATH", type=Path, help="read the settings here, not in .env")
+    volume = parser.add_mutually_exclusive_group()
+    volume.add_argument("-q", "--quiet", action="store_true", help="warnings and errors only (for cron)")
+    volume.add_argument("-v", "--verbose", action="store_true", help="more, and tracebacks of errors")
+    return parser.parse_args(argv)
 
 
 def set_up_logging(options: argparse.Namespace) -> None:
@@ -1325,7 +1336,7 @@ def main(argv: list[str] | None = None) -> int:
     """Command line in, exit code out."""
     parser = make_parser("etl_crypto.py", __doc__)
     add_extract_options(parser)
-    options = parser.parse_args(argv)
+    options = parse_options(parser, argv)
 
     def work(settings: Settings) -> int:
         with nullcontext() if options.dry_run else writing_connection(settings) as connection:

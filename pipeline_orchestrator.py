@@ -29,6 +29,7 @@ from etl_crypto import (
     add_extract_options,
     connect,
     make_parser,
+    parse_options,
     run,
     run_script,
     say,
@@ -240,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
     source = add_extract_options(parser)
     source.add_argument("--status", action="store_true", help="how up to date the table is; exit code 6 when it is not")
     parser.add_argument("--max-age", metavar="MINUTES", type=minutes_option, help="with --status: older is too old")
-    options = parser.parse_args(argv)
+    options = parse_options(parser, argv)
     if options.max_age is not None and not options.status:
         parser.error("--max-age goes with --status")
     if options.status and (options.dry_run or options.force):

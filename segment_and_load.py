@@ -21,6 +21,7 @@ from etl_crypto import (
     connect,
     in_transaction,
     make_parser,
+    parse_options,
     run_script,
     say,
     transaction,
@@ -169,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     """Command line in, exit code out."""
     parser = make_parser("segment_and_load.py", __doc__)
     parser.add_argument("--all", action="store_true", help="every row again, not only those without a tier")
-    options = parser.parse_args(argv)
+    options = parse_options(parser, argv)
 
     def work(settings: Settings) -> int:
         dry = " (dry run: nothing was written)" if options.dry_run else ""

@@ -8,8 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 
 import mysql.connector
 import pytest
@@ -428,6 +431,32 @@ def test_a_load_that_fails_names_the_kept_answer_and_how_to_load_it(
     one_line_error(result, 4, "sql/crypto_prices.sql", f'--replay "{kept}"')
     assert scripts.pipeline("--replay", kept).returncode == 0
     assert database.count() == 100
+
+
+@posix_only
+@pytest.mark.slow
+def test_killed_at_any_moment_the_table_holds_whole_snapshots_only(
+    scripts: Scripts, api: StubCoinGecko, database: Database
+):
+    api.coins = make_coins(2000)
+    settings = {"COIN_LIMIT": "2000", "REQUESTS_PER_MINUTE": "100"}
+    random = Random(1)
+    begun = time.monotonic()
+    assert scripts.pipeline(**settings).returncode == 0
+    whole_run = time.monotonic() - begun
+    for _ in range(60):
+        database.execute("DELETE FROM crypto_prices")
+        process = scripts.start("pipeline_orchestrator.py", **settings)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(random.uniform(0.1, 1.1) * whole_run)
+        process.kill()
+        process.communicate()
+        # the killed session's transaction is over once another can lock the table's rows
+        found = database.execute("SELECT timestamp, market_cap_tier IS NULL FROM crypto_prices FOR UPDATE")
+        assert len(found) in (0, 2000)
+        assert not any(untiered for _, untiered in found)
+
+    assert scripts.pipeline(**settings).returncode == 0
 
 
 # ------------------------------------------------------------------------------------------------------------ replay
