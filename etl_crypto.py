@@ -541,6 +541,7 @@ def in_transaction(settings: Settings, connection: Connection, work: Callable[[A
 def reopen(settings: Settings, connection: Connection) -> None:
     """A fresh session in place of a lost one, with the run lock. Raises DatabaseError when no server comes back."""
     until = time.monotonic() + RETRY_PATIENCE
+    said = False
     while True:
         try:
             connection.reconnect()
@@ -550,6 +551,9 @@ def reopen(settings: Settings, connection: Connection) -> None:
             problem = explain(error.__cause__ if isinstance(error.__cause__, Exception) else error, settings)
             if problem.errno not in (*LOST_CONNECTION, *NO_SERVER) or time.monotonic() >= until:
                 raise problem from error
+            if not said:
+                log.warning("%s; waiting up to %d s for it to come back", problem, RETRY_PATIENCE)
+                said = True
         time.sleep(0.5)
     take_run_lock(settings, connection, patience=RETRY_PATIENCE)
 

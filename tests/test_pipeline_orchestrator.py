@@ -417,6 +417,30 @@ def test_a_lock_wait_is_tried_again(scripts: Scripts, api: StubCoinGecko, databa
     assert result.returncode == 0, result.stderr
 
 
+def test_a_connection_lost_during_the_load_is_tried_again(scripts: Scripts, database: Database):
+    scripts.pipeline(SNAPSHOT_MINUTES="525600")
+    other = database.connect()
+    with other.cursor() as cursor:  # holds the load up, so that it can be met on the way
+        cursor.execute("SELECT coin_id FROM crypto_prices FOR UPDATE")
+        cursor.fetchall()
+    process = scripts.start("pipeline_orchestrator.py", SNAPSHOT_MINUTES="525600")
+    loading = []
+    while not loading:
+        assert process.poll() is None
+        loading = database.execute(
+            "SELECT id FROM information_schema.processlist WHERE user = %s AND info LIKE 'INSERT%%VALUES%%'",
+            (database.user,),
+        )
+    database.execute("KILL %s", loading[0])
+    while "trying again on a new connection" not in process.stderr.readline():
+        assert process.poll() is None
+    other.rollback()
+    other.close()
+
+    assert scripts.finish(process).returncode == 0
+    assert database.execute("SELECT COUNT(*), COUNT(market_cap_tier) FROM crypto_prices") == [(120, 120)]
+
+
 def test_a_load_that_fails_names_the_kept_answer_and_how_to_load_it(
     scripts: Scripts, api: StubCoinGecko, database: Database
 ):
