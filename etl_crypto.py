@@ -97,6 +97,14 @@ EPOCH = datetime(1970, 1, 1)  # times are naive UTC throughout, as DATETIME colu
 STALE_AFTER = timedelta(minutes=15)
 REJECTED_ROWS_LOGGED = 100
 
+# What a row of true figures may hold all the same, by what the log calls it.
+ODDITIES: dict[str, Callable[[Mapping], bool]] = {
+    "prices outside their 24 h range": lambda c: not c["low_24h"] <= c["current_price"] <= c["high_24h"],
+    "with more coins circulating than there are": lambda c: c["circulating_supply"] > c["total_supply"],
+    "with more volume than market cap": lambda c: c["total_volume"] > c["market_cap"] > 0,
+    "moved more than threefold in a day": lambda c: abs(c["price_change_percentage_24h"]) > 200,
+}
+
 # Writing.
 BATCH_ROWS = 1_000  # 330 KB a statement: well below every server's max_allowed_packet
 RETRIES = 3
@@ -850,7 +858,6 @@ class Market(NamedTuple):
     snapshot: Snapshot
     rows: list[tuple]  # in the order of COLUMNS, one per coin, by coin_id
     rejected: list[tuple[str, Any]]  # the reason, and the row as sent
-    repeats: int
 
 
 def floor_time(moment: datetime, minutes: int) -> datetime:
@@ -908,30 +915,29 @@ def write_snapshot(folder: Path, now: datetime, timestamp: datetime, coins: list
 
 
 def read_snapshot(settings: Settings, path: Path) -> Snapshot:
-    """A kept snapshot, or a plain list as /coins/markets answers it. Raises DataError."""
+    """A kept snapshot, or a plain list as /coins/markets answers it. Raises DataError, which leaves the path out."""
     try:
         content = path.read_bytes()
         answer = parse_json(gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(
-            f"{path} cannot be read as JSON, plain or gzip ({shown(str(error))}): check the path"
-        ) from error
+        raise DataError(f"it cannot be read as JSON, plain or gzip ({shown(str(error))}): check the path") from error
     if isinstance(answer, dict) and isinstance(answer.get("coins"), list):
+        coins = answer["coins"]
         timestamp = to_time(answer.get("timestamp"))
         if not timestamp:
-            raise DataError(f"{path} has no usable timestamp ({shown(answer.get('timestamp'))}): give one in UTC")
+            raise DataError(
+                f"its timestamp is {shown(answer.get('timestamp'))}: put the time of the snapshot there, UTC"
+            )
         timestamp = timestamp.replace(microsecond=0)
-        coins = answer["coins"]
     elif isinstance(answer, list):
         coins = answer
-        newest = max(
-            (at for coin in coins if isinstance(coin, dict) and (at := to_time(coin.get("last_updated")))), default=None
-        )
+        times = (to_time(coin.get("last_updated")) for coin in coins if isinstance(coin, dict))
+        newest = max(filter(None, times), default=None)
         if not newest:
-            raise DataError(f"{path} has no coin with a last_updated, which gives a plain list its time: leave it out")
+            raise DataError("it has no coin with a last_updated, which gives a plain list its time: leave it out")
         timestamp = floor_time(newest, settings.snapshot_minutes)
     else:
-        raise DataError(f"{path} holds no list of coins: give a kept snapshot, or an answer of /coins/markets")
+        raise DataError("it holds no list of coins: give a kept snapshot, or an answer of /coins/markets")
     if timestamp > datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1):
         log.warning("%s is dated %s, in the future: it will pass for the newest snapshot", path, timestamp)
     return Snapshot(timestamp, coins, path, file_time(timestamp))
@@ -1074,7 +1080,20 @@ def read_market(snapshot: Snapshot) -> Market:
     if no_time:
         log.warning("last_updated of %d coins is no time and becomes NULL: %s", len(no_time), listed(no_time))
     # By id: rows that reach the primary key in its order take half the space and do not deadlock.
-    return Market(snapshot, [rows[coin_id] for coin_id in sorted(rows)], rejected, repeats)
+    return Market(snapshot, [rows[coin_id] for coin_id in sorted(rows)], rejected)
+
+
+def tell_oddities(market: Market) -> None:
+    """Say how many rows hold what surprises but occurs: they are loaded as they are."""
+    counts: dict[str, int] = dict.fromkeys(ODDITIES, 0)
+    for row in market.rows:
+        coin = {column: figure for column, figure in zip(COLUMNS, row, strict=True) if figure is not None}
+        for oddity, is_odd in ODDITIES.items():
+            with suppress(KeyError):  # a figure that is NULL is not odd
+                counts[oddity] += is_odd(coin)
+    odd = ", ".join(f"{count} {oddity}" for oddity, count in counts.items() if count)
+    if odd:
+        log.info("odd, and loaded as they are: %s", odd)
 
 
 def warn_if_stale(market: Market, now: datetime) -> None:
@@ -1102,7 +1121,7 @@ def refuse_broken(market: Market, force: bool) -> None:
     if not market.rows:
         raise DataError(f"{share}: see https://status.coingecko.com and run again later")
     if not force and rejected >= MIN_REJECTED_ROWS and rejected > MAX_REJECTED_SHARE * received:
-        raise DataError(f"{share}: run again later, or load the others with --force{replay_hint(market.snapshot)}")
+        raise DataError(f"{share}: run again later, or load the others{replay_hint(market.snapshot, '--force ')}")
 
 
 def refuse_incomplete(settings: Settings, market: Market, largest: int) -> None:
@@ -1117,11 +1136,11 @@ def refuse_incomplete(settings: Settings, market: Market, largest: int) -> None:
         )
 
 
-def replay_hint(snapshot: Snapshot) -> str:
+def replay_hint(snapshot: Snapshot, options: str = "") -> str:
     """How to load an answer that was not loaded, for the end of a message."""
     if not snapshot.path:
-        return ""
-    return f'; the answer is kept, load it with: python pipeline_orchestrator.py --replay "{snapshot.path}"'
+        return " with --force" if options else ""
+    return f'; the answer is kept, load it with: python pipeline_orchestrator.py {options}--replay "{snapshot.path}"'
 
 
 # ------------------------------------------------------------------------------------------------------------ load
@@ -1176,6 +1195,7 @@ def run(
         snapshot = fetch_snapshot(settings, CoinGecko(settings), now, keep=connection is not None)
         market = read_market(snapshot)
         warn_if_stale(market, now)
+        tell_oddities(market)
         yield load(settings, options, connection, market, write)
         if connection:
             prune_snapshots(settings)
@@ -1184,9 +1204,11 @@ def run(
     unusable = []
     for path in paths:
         try:
-            yield load(settings, options, connection, read_market(read_snapshot(settings, path)), write)
+            market = read_market(read_snapshot(settings, path))
+            yield load(settings, options, connection, market, write)
+            log.info("%s: %d coins of %s UTC", path, len(market.rows), market.snapshot.timestamp)
         except DataError as error:
-            log.error("%s: %s", path.name, error)
+            log.error("%s: %s", path, error)
             unusable.append(path.name)
     if unusable:
         raise DataError(
@@ -1224,11 +1246,11 @@ def load(
 
 def expand_patterns(patterns: Iterable[str]) -> list[Path]:
     """Paths of the files, with the patterns expanded that the shell left alone, as those of Windows do."""
-    return [
-        Path(path)
-        for pattern in patterns
-        for path in ([pattern] if Path(pattern).exists() else sorted(glob.glob(pattern)) or [pattern])  # noqa: PTH207 - absolute or not
-    ]
+    paths: list[str] = []
+    for pattern in patterns:
+        found = [] if Path(pattern).exists() else sorted(glob.glob(pattern))  # noqa: PTH207 - takes absolute ones too
+        paths += found or [pattern]
+    return [Path(path) for path in paths]
 
 
 # ------------------------------------------------------------------------------------------------ the command line

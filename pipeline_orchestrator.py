@@ -162,7 +162,9 @@ def run_pipeline(settings: Settings, options: argparse.Namespace, summary: Summa
     except BaseException:
         if tiering.state == "failed":
             extract.state = "rolled back"
-        elif tiering.state == "done" and not snapshots:
+        elif snapshots:
+            extract.state = "incomplete"
+        elif tiering.state == "done":
             tiering.state = "rolled back"
         raise
     finally:

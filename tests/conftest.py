@@ -8,6 +8,7 @@ the tests that need one are skipped.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ import pytest
 
 from etl_crypto import Settings, parse_settings
 from tests.stub_coingecko import StubCoinGecko
+
+# A shell that starts the tests in the background has Ctrl-C ignored, by the scripts that the tests start as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 SETTING_PREFIXES = ("MYSQL_", "COINGECKO_", "COIN_", "REQUESTS_", "HTTP_TIMEOUT_", "RETRY_", "SNAPSHOT_", "TIER_")

@@ -535,6 +535,24 @@ def test_fewer_coins_than_before_are_taken_when_fewer_are_asked_for(scripts: Scr
     assert scripts.pipeline("--coins", "20").returncode == 0
 
 
+def test_what_surprises_in_a_row_is_told_and_loaded(scripts: Scripts, api: StubCoinGecko, database: Database):
+    api.coins = [
+        make_coin(1, current_price=99.0, high_24h=98.0),
+        make_coin(2, current_price=1.0, low_24h=1.1, high_24h=None),
+        make_coin(3, circulating_supply=2e9, total_supply=1e9),
+        make_coin(4, price_change_percentage_24h=1191.0),
+        make_coin(5, total_volume=1e15),
+    ]
+
+    told = scripts.pipeline().stderr
+
+    assert "1 prices outside their 24 h range" in told
+    assert "1 with more coins circulating than there are" in told
+    assert "1 moved more than threefold in a day" in told
+    assert "1 with more volume than market cap" in told
+    assert database.count() == 5
+
+
 def test_figures_that_are_old_at_the_fetch_are_warned_of(scripts: Scripts, api: StubCoinGecko):
     api.coins = [make_coin(1, last_updated=(datetime.now(UTC) - timedelta(minutes=17)).isoformat())]
     assert "17 minutes before the fetch" in scripts.pipeline().stderr

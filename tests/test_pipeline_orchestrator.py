@@ -543,8 +543,9 @@ def test_files_that_cannot_be_used_are_named_and_the_others_loaded(
 
     assert result.returncode == 3
     for name in (*contents, "absent"):
-        assert f"pipeline_orchestrator: {name}: " in result.stderr or f"etl_crypto: {name}: " in result.stderr
+        assert f"ERROR   etl_crypto: {tmp_path / name}: " in result.stderr
     assert "8 of 9 files were not loaded" in last_line(result.stderr)
+    assert "extract and load     incomplete" in result.stdout
     assert "Traceback" not in result.stderr
     assert database.count() == len(read_sample(SAMPLE_FILES[1]))
 
