@@ -546,7 +546,7 @@ def test_what_surprises_in_a_row_is_told_and_loaded(scripts: Scripts, api: StubC
 
     told = scripts.pipeline().stderr
 
-    assert "1 prices outside their 24 h range" in told
+    assert "2 prices outside their 24 h range" in told
     assert "1 with more coins circulating than there are" in told
     assert "1 moved more than threefold in a day" in told
     assert "1 with more volume than market cap" in told
