@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from uuid import uuid4
 
@@ -98,6 +99,7 @@ class Database:
         self.name = f"crypto_test_{uuid4().hex[:12]}"
         self.user = f"etl_{uuid4().hex[:12]}"
         self.password = uuid4().hex
+        self.execute("SET SESSION lock_wait_timeout = 20")  # what a failed test left open shall not hang the next one
         self.execute(f"CREATE DATABASE {self.name}")
         self.execute(f"USE {self.name}")
         self.execute(f"CREATE USER '{self.user}'@'%' IDENTIFIED BY '{self.password}'")
@@ -113,15 +115,17 @@ class Database:
             cursor.execute(statement, parameters)
             return cursor.fetchall() if cursor.description else []
 
-    def connect(self) -> mysql.connector.MySQLConnection:
-        """Another session with all rights, as a second writer or a reader has one."""
-        return mysql.connector.connect(
-            host=self.server.server_host,
-            port=self.server.server_port,
-            user=os.environ.get("TEST_MYSQL_USER", "root"),
-            password=os.environ.get("TEST_MYSQL_PASSWORD", ""),
-            database=self.name,
-            charset="utf8mb4",
+    def connect(self) -> AbstractContextManager[mysql.connector.MySQLConnection]:
+        """Another session with all rights, as a second writer or a reader has one; closed when it is left."""
+        return closing(
+            mysql.connector.connect(
+                host=self.server.server_host,
+                port=self.server.server_port,
+                user=os.environ.get("TEST_MYSQL_USER", "root"),
+                password=os.environ.get("TEST_MYSQL_PASSWORD", ""),
+                database=self.name,
+                charset="utf8mb4",
+            )
         )
 
     def count(self) -> int:
@@ -159,6 +163,7 @@ class Scripts:
 
     def __init__(self, folder: Path, settings: dict[str, str]) -> None:
         self.folder = folder
+        self.started: list[subprocess.Popen[str]] = []
         self.snapshots = folder / "snapshots"
         self.env_file = folder / "settings.env"
         self.env_file.write_text("", encoding="utf-8")
@@ -171,7 +176,7 @@ class Scripts:
         return {key: value for key, value in merged.items() if value is not None}
 
     def start(self, script: str, *arguments: object, **settings: str | None) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, PROJECT_DIR / script, *map(str, arguments), "--env-file", self.env_file],
             env=self.environment(settings),
             cwd=self.folder,
@@ -181,13 +186,12 @@ class Scripts:
             text=True,
             encoding="utf-8",
         )
+        self.started.append(process)
+        return process
 
     def finish(self, process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
         """The end of a started script. No output may hold the password or the key."""
-        try:
-            stdout, stderr = process.communicate(timeout=120)
-        finally:
-            process.kill()
+        stdout, stderr = process.communicate(timeout=120)
         for secret in (self.settings.get("MYSQL_PASSWORD"), self.settings.get("COINGECKO_API_KEY")):
             assert not secret or secret not in stdout + stderr
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
@@ -203,9 +207,9 @@ class Scripts:
 
 
 @pytest.fixture
-def scripts(tmp_path: Path, database: Database, api: StubCoinGecko) -> Scripts:
-    """The scripts on the test database and on CoinGecko on loopback."""
-    return Scripts(
+def scripts(tmp_path: Path, database: Database, api: StubCoinGecko) -> Iterator[Scripts]:
+    """The scripts on the test database and on CoinGecko on loopback; none outlives its test."""
+    scripts = Scripts(
         tmp_path,
         {
             "MYSQL_HOST": database.server.server_host,
@@ -216,6 +220,10 @@ def scripts(tmp_path: Path, database: Database, api: StubCoinGecko) -> Scripts:
             "COINGECKO_BASE_URL": api.url,
         },
     )
+    yield scripts
+    for process in scripts.started:
+        process.kill()
+        process.communicate()
 
 
 def make_settings(**values: str) -> Settings:

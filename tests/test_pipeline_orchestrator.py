@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -113,13 +114,11 @@ def test_a_reader_never_sees_a_row_of_the_new_snapshot_without_its_tier(
     api.coins = make_coins(2000)
     process = scripts.start("pipeline_orchestrator.py", COIN_LIMIT="2000", REQUESTS_PER_MINUTE="100")
     seen = set()
-    reader = database.connect()
-    reader.autocommit = True
-    with reader.cursor() as cursor:
+    with database.connect() as reader, reader.cursor() as cursor:
         while process.poll() is None or not seen:
             cursor.execute("SELECT COUNT(*), SUM(market_cap_tier IS NULL) FROM crypto_prices")
             seen.add(cursor.fetchone())
-    reader.close()
+            reader.commit()
 
     assert scripts.finish(process).returncode == 0
     assert seen <= {(0, None), (2000, 0)}
@@ -396,46 +395,58 @@ def test_a_server_lost_during_the_fetch_is_connected_to_again(scripts: Scripts, 
     assert database.count() == 100
 
 
-def test_a_lock_wait_is_tried_again(scripts: Scripts, api: StubCoinGecko, database: Database):
-    scripts.pipeline(SNAPSHOT_MINUTES="525600")
-    [(before,)] = database.execute("SELECT @@GLOBAL.innodb_lock_wait_timeout")
-    other = database.connect()
-    database.execute("SET GLOBAL innodb_lock_wait_timeout = 1")
-    try:
+@pytest.fixture
+def a_snapshot(scripts: Scripts) -> None:
+    """A snapshot that a run with SNAPSHOT_MINUTES=525600 renews."""
+    assert scripts.pipeline(SNAPSHOT_MINUTES="525600").returncode == 0
+
+
+@pytest.fixture
+def rows_locked(database: Database, a_snapshot: None) -> Iterator[mysql.connector.MySQLConnection]:
+    """A session that holds every row locked until it is rolled back."""
+    with database.connect() as other:
         with other.cursor() as cursor:
             cursor.execute("SELECT coin_id FROM crypto_prices FOR UPDATE")
             cursor.fetchall()
+        yield other
+
+
+def read_log_until(process: subprocess.Popen[str], part: str) -> None:
+    """Return once `process` has logged a line with `part`."""
+    lines = []
+    while part not in (line := process.stderr.readline()):
+        lines.append(line)
+        assert line, lines  # an empty line is the end
+
+
+def test_a_lock_wait_is_tried_again(scripts: Scripts, database: Database, rows_locked: mysql.connector.MySQLConnection):
+    [(before,)] = database.execute("SELECT @@GLOBAL.innodb_lock_wait_timeout")
+    database.execute("SET GLOBAL innodb_lock_wait_timeout = 1")
+    try:
         process = scripts.start("pipeline_orchestrator.py", SNAPSHOT_MINUTES="525600")
-        while "locked" not in process.stderr.readline():
-            assert process.poll() is None
-        other.rollback()
+        read_log_until(process, "locked")
+        rows_locked.rollback()
         result = scripts.finish(process)
     finally:
         database.execute(f"SET GLOBAL innodb_lock_wait_timeout = {before}")
-        other.close()
 
     assert result.returncode == 0, result.stderr
 
 
-def test_a_connection_lost_during_the_load_is_tried_again(scripts: Scripts, database: Database):
-    scripts.pipeline(SNAPSHOT_MINUTES="525600")
-    other = database.connect()
-    with other.cursor() as cursor:  # holds the load up, so that it can be met on the way
-        cursor.execute("SELECT coin_id FROM crypto_prices FOR UPDATE")
-        cursor.fetchall()
+def test_a_connection_lost_during_the_load_is_tried_again(
+    scripts: Scripts, database: Database, rows_locked: mysql.connector.MySQLConnection
+):
     process = scripts.start("pipeline_orchestrator.py", SNAPSHOT_MINUTES="525600")
     loading = []
-    while not loading:
+    while not loading:  # the locked rows hold the load up, so that it can be met on the way
         assert process.poll() is None
         loading = database.execute(
             "SELECT id FROM information_schema.processlist WHERE user = %s AND info LIKE 'INSERT%%VALUES%%'",
             (database.user,),
         )
     database.execute("KILL %s", loading[0])
-    while "trying again on a new connection" not in process.stderr.readline():
-        assert process.poll() is None
-    other.rollback()
-    other.close()
+    read_log_until(process, "trying again on a new connection")
+    rows_locked.rollback()
 
     assert scripts.finish(process).returncode == 0
     assert database.execute("SELECT COUNT(*), COUNT(market_cap_tier) FROM crypto_prices") == [(120, 120)]
