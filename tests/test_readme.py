@@ -28,7 +28,8 @@ def test_the_help_of_each_script_stands_in_the_readme(script: str):
     )
 
     assert shown.returncode == 0
-    assert f"```\n$ python {script} --help\n{shown.stdout}```\n" in README
+    # Python versions break the usage line at different places
+    assert " ".join(f"``` $ python {script} --help {shown.stdout}```".split()) in " ".join(README.split())
 
 
 def test_every_setting_stands_in_the_readme():
