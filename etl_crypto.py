@@ -442,6 +442,26 @@ def connect(settings: Settings) -> Connection:
 
 
 @contextmanager
+def signals_held() -> Iterator[None]:
+    """SIGTERM and Ctrl-C take effect only as this is left.
+
+    For a statement with many parameters: the connector converts them in C, and crashes when a signal raises in there.
+    """
+    caught: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if caught:
+            signal.raise_signal(caught[0])
+
+
+@contextmanager
 def transaction(settings: Settings, connection: Connection) -> Iterator[Any]:
     """A cursor; left well, its work is committed; left by an exception, it is rolled back and the exception goes on.
 
@@ -1161,7 +1181,8 @@ def upsert(cursor: Any, rows: list[tuple]) -> None:
         " market_cap_tier = NULL"
     )
     for start in range(0, len(rows), BATCH_ROWS):
-        cursor.executemany(statement, rows[start : start + BATCH_ROWS])
+        with signals_held():
+            cursor.executemany(statement, rows[start : start + BATCH_ROWS])
 
 
 def read_largest_snapshot(cursor: Any) -> int:
@@ -1352,6 +1373,13 @@ def run_script(
         return exit_code
 
 
+def end_process(exit_code: int) -> NoReturn:
+    """End with `exit_code`, even if a signal comes while Python takes itself down: the work is done by then."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(exit_code)
+
+
 def say(options: argparse.Namespace, line: str) -> None:
     """A line of the result, on stdout, unless -q."""
     if not options.quiet:
@@ -1376,4 +1404,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end_process(main())

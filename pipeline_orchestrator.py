@@ -28,6 +28,7 @@ from etl_crypto import (
     StaleError,
     add_extract_options,
     connect,
+    end_process,
     make_parser,
     parse_options,
     run,
@@ -266,4 +267,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end_process(main())

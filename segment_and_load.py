@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 from etl_crypto import (
     Settings,
     connect,
+    end_process,
     in_transaction,
     make_parser,
     parse_options,
     run_script,
     say,
+    signals_held,
     transaction,
     writing_connection,
 )
@@ -66,11 +68,12 @@ def write_tiers(cursor: Any, rows: pd.DataFrame) -> None:
     for (timestamp, tier), group in rows.groupby(["timestamp", "tier"]):
         for start in range(0, len(group), BATCH_IDS):
             ids = group["coin_id"].iloc[start : start + BATCH_IDS].tolist()
-            cursor.execute(
-                "UPDATE crypto_prices SET market_cap_tier = %s"
-                f" WHERE timestamp = %s AND coin_id IN ({', '.join(['%s'] * len(ids))})",
-                (tier, timestamp, *ids),
-            )
+            with signals_held():
+                cursor.execute(
+                    "UPDATE crypto_prices SET market_cap_tier = %s"
+                    f" WHERE timestamp = %s AND coin_id IN ({', '.join(['%s'] * len(ids))})",
+                    (tier, timestamp, *ids),
+                )
 
 
 def segment(cursor: Any, settings: Settings, dry_run: bool = False) -> Counter[str]:
@@ -191,4 +194,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end_process(main())

@@ -78,8 +78,13 @@ class StubCoinGecko:
             def log_message(self, *_: object) -> None:
                 """Nothing: the tests read `requests`."""
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_: object) -> None:
+                """Nothing: a client that went away, as a killed one does, is no error of the stub."""
+
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/api/v3"
 
     def answer(self, path: str, query: dict[str, str], attempt: int) -> Answer:

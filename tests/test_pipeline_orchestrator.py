@@ -468,30 +468,63 @@ def test_a_load_that_fails_names_the_kept_answer_and_how_to_load_it(
     assert database.count() == 100
 
 
+MANY_COINS = {"COIN_LIMIT": "2000", "REQUESTS_PER_MINUTE": "100"}
+
+
+def seconds_of_a_run(scripts: Scripts) -> float:
+    begun = time.monotonic()
+    assert scripts.pipeline(**MANY_COINS).returncode == 0
+    return time.monotonic() - begun
+
+
+def is_whole_or_absent(database: Database) -> bool:
+    """The table holds all 2,000 coins with their tiers, or none. Waits for a killed session's transaction to end."""
+    found = database.execute("SELECT market_cap_tier IS NULL FROM crypto_prices FOR UPDATE")
+    return found in ([], [(0,)] * 2000)
+
+
 @posix_only
 @pytest.mark.slow
 def test_killed_at_any_moment_the_table_holds_whole_snapshots_only(
     scripts: Scripts, api: StubCoinGecko, database: Database
 ):
     api.coins = make_coins(2000)
-    settings = {"COIN_LIMIT": "2000", "REQUESTS_PER_MINUTE": "100"}
     random = Random(1)
-    begun = time.monotonic()
-    assert scripts.pipeline(**settings).returncode == 0
-    whole_run = time.monotonic() - begun
+    whole_run = seconds_of_a_run(scripts)
     for _ in range(60):
         database.execute("DELETE FROM crypto_prices")
-        process = scripts.start("pipeline_orchestrator.py", **settings)
+        process = scripts.start("pipeline_orchestrator.py", **MANY_COINS)
         with suppress(subprocess.TimeoutExpired):
             process.wait(random.uniform(0.1, 1.1) * whole_run)
         process.kill()
         process.communicate()
-        # the killed session's transaction is over once another can lock the table's rows
-        found = database.execute("SELECT timestamp, market_cap_tier IS NULL FROM crypto_prices FOR UPDATE")
-        assert len(found) in (0, 2000)
-        assert not any(untiered for _, untiered in found)
+        assert is_whole_or_absent(database)
 
-    assert scripts.pipeline(**settings).returncode == 0
+    assert scripts.pipeline(**MANY_COINS).returncode == 0
+
+
+@posix_only
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_at_any_moment_leaves_whole_snapshots_and_no_traceback(
+    scripts: Scripts, api: StubCoinGecko, database: Database, number: int, exit_code: int
+):
+    api.coins = make_coins(2000)
+    random = Random(2)
+    whole_run = seconds_of_a_run(scripts)
+    for _ in range(40):
+        database.execute("DELETE FROM crypto_prices")
+        api.requests.clear()
+        process = scripts.start("pipeline_orchestrator.py", **MANY_COINS)
+        api.wait_for_requests(1)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(random.uniform(0, 1) * whole_run)
+        process.send_signal(number)
+        result = scripts.finish(process)
+
+        assert result.returncode in (0, exit_code)
+        assert "Traceback" not in result.stderr
+        assert is_whole_or_absent(database)
 
 
 # ------------------------------------------------------------------------------------------------------------ replay
@@ -502,11 +535,12 @@ def test_the_sample_market_loads_with_a_tier_on_every_row_and_a_second_time_chan
 ):
     first = scripts.pipeline("--replay", *SAMPLE_FILES)
     rows = database.count()
-    second = scripts.pipeline("--replay", *SAMPLE_FILES)
+    second = scripts.pipeline("--replay", *reversed(SAMPLE_FILES))
 
     assert (first.returncode, second.returncode) == (0, 0), first.stderr
     assert rows == database.count() == sum(len(read_sample(path)) for path in SAMPLE_FILES)
     assert "0 rejected" in first.stdout
+    assert "snapshot 2025-03-14 00:00 UTC: 99 coins" in second.stdout
     assert database.execute("SELECT COUNT(*) FROM crypto_prices WHERE market_cap_tier IS NULL") == [(0,)]
     assert len(database.execute("SELECT DISTINCT market_cap_tier FROM crypto_prices")) == 5
 
