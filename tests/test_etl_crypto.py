@@ -216,6 +216,31 @@ def test_a_failure_that_may_pass_is_tried_again(market: responses.RequestsMock, 
     assert len(fetch(clock)) == 100
 
 
+@pytest.mark.parametrize("page", [1, 2, 3, 4])
+def test_whatever_passing_failures_a_page_has_no_coin_is_lost_or_doubled(api: StubCoinGecko, clock: Clock, page: int):
+    api.coins = make_coins(1000)
+    whole = json.dumps(api.coins[:250]).encode()
+    failures = [
+        Answer(status=429, headers={"Retry-After": "119"}),
+        Answer(b"<html>Bad gateway", 502),
+        Answer(FORBIDDEN, 403),
+        Answer(b"<html>Just a moment"),
+        Answer({"status": {"error_code": 429, "error_message": "slow down"}}),
+        Answer(whole[:30_000], length=len(whole)),
+        Answer(whole[:30_000]),
+        Answer(gzip.compress(whole)[:9_000], headers={"Content-Encoding": "gzip"}),
+        Answer(b"[" * 100_000),
+        Answer(b" " * 21_000_000),
+        Answer(status=408),
+    ]
+    api.script = lambda asked, attempt: failures[attempt - 1] if asked == page and attempt <= len(failures) else None
+
+    fetched = fetch(clock, 1000, COINGECKO_BASE_URL=api.url, REQUESTS_PER_MINUTE="1000")
+
+    assert fetched == api.coins
+    assert clock.waits == [119, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60]
+
+
 @pytest.mark.parametrize("status", [400, 401, 404, 410])
 def test_a_failure_that_will_not_pass_is_not_tried_again(market: responses.RequestsMock, clock: Clock, status: int):
     market.get(MARKETS, status=status)
