@@ -18,8 +18,11 @@ import logging
 import math
 import os
 import re
+import shlex
 import signal
 import stat
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -31,6 +34,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
+from io import StringIO
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
@@ -44,6 +48,8 @@ if TYPE_CHECKING:
 PROJECT_DIR = Path(__file__).resolve().parent
 log = logging.getLogger("etl_crypto")
 Result = TypeVar("Result")
+
+PACKAGES = {"requests": "requests", "mysql": "mysql-connector-python", "pandas": "pandas", "dotenv": "python-dotenv"}
 
 # The columns of crypto_prices that come from CoinGecko, in the order of the table; `FIGURES` says from which field.
 # The percentages of other periods than a day are named for the currency that was asked for.
@@ -105,13 +111,19 @@ ODDITIES: dict[str, Callable[[Mapping], bool]] = {
     "moved more than threefold in a day": lambda c: abs(c["price_change_percentage_24h"]) > 200,
 }
 
+# Kept answers. The mode of a file marks the answer as loaded; all that Windows keeps of a mode is "read-only".
+SNAPSHOT_NAME = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ(_\d+)?\.json\.gz")
+LOADED_MODE = 0o444 if os.name == "nt" else 0o440
+
 # Writing.
 BATCH_ROWS = 1_000  # 330 KB a statement: well below every server's max_allowed_packet
 RETRIES = 3
 RETRY_PATIENCE = 30  # seconds for a server to come back, or for a lost session to let go of the run lock
 LOST_CONNECTION = (1053, 1317, 1927, 2006, 2013, 2055, 4031)  # shut down, killed (1317, 1927), lost, idle for too long
-LOCKED = (1205, 1213)  # lock wait, deadlock
+LOCKED = (1020, 1205, 1213)  # changed by another, lock wait, deadlock
+LOCK_WAIT = 10  # seconds; MySQL's own are 50 for a row and a year for the table, and no signal ends them
 NO_SERVER = (2002, 2003, 2005)
+NO_TLS = (2026,)  # or a server that went away during the handshake
 OTHER_SCHEMA = (
     "{database}.crypto_prices was made by something else ({error}): keep it under another name (RENAME TABLE), then run"
     " sql/crypto_prices.sql and sql/accounts.sql, see README.md"
@@ -120,22 +132,23 @@ CURES_BY_MYSQL_ERROR = {
     NO_SERVER: "no MySQL server answers at {server}: start it, or check MYSQL_HOST and MYSQL_PORT (without a server of"
     " your own: bash sql/local_mysql.sh python pipeline_orchestrator.py)",
     LOST_CONNECTION: "the connection to MySQL at {server} was lost: see that the server is up, then run again",
-    LOCKED: "other writers keep rows of {database}.crypto_prices locked: end the session that does, then run again",
-    (1045, 1698): "MySQL at {server} refused the login of {user}: check MYSQL_USER and MYSQL_PASSWORD",
+    LOCKED: "others keep {database}.crypto_prices or rows of it locked: end the session that does, then run again",
+    NO_TLS: "no trusted TLS connection to {server} ({error}): check MYSQL_SSL_CA, and that MYSQL_HOST is the name in"
+    " the server's certificate",
+    (1146, 1932): "there is no table {database}.crypto_prices at {server}: run sql/crypto_prices.sql, or check"
+    " MYSQL_DATABASE",
     (1049,): "there is no database {database} at {server}: run sql/database.sql, or check MYSQL_DATABASE",
-    (
-        1146,
-    ): "there is no table {database}.crypto_prices at {server}: run sql/crypto_prices.sql, or check MYSQL_DATABASE",
-    (1044, 1142, 1143, 1227): "{user} lacks a right on {database}.crypto_prices at {server}: run sql/accounts.sql"
-    " ({error})",
-    (1054,): OTHER_SCHEMA,
-    (1290, 1836): "the server at {server} is read-only: set MYSQL_HOST to the one that takes writes",
+    (1044,): "{user} has no right on a database {database} at {server}, or there is none: check MYSQL_DATABASE, or run"
+    " sql/database.sql, sql/crypto_prices.sql and sql/accounts.sql with its name in place of crypto_db",
+    (1045, 1698): "MySQL at {server} refused the login of {user}: check MYSQL_USER and MYSQL_PASSWORD",
+    (1820, 1862, 3118): "the account {user} at {server} is locked or its password has expired: ALTER USER it ({error})",
+    (2061,): "{user} cannot log in at {server} without TLS: switch TLS on in the server ({error})",
+    (1142, 1143, 1227): "{user} lacks a right on {database}.crypto_prices at {server}: run sql/accounts.sql ({error})",
+    (1048, 1054, 1264, 1265, 1364, 1366, 1406): OTHER_SCHEMA,
+    (1153,): "the server at {server} takes no statement of 1,000 rows: raise its max_allowed_packet to 16M",
+    (1290, 1792, 1836): "the server at {server} is read-only: set MYSQL_HOST to the one that takes writes",
     (1021, 1114): "the server at {server} has no room left: free some disk, or delete old snapshots, see README.md",
     (1040, 1203, 1226): "the server at {server} takes no more connections: end some, or raise its max_connections",
-    (
-        2026,
-    ): "no trusted TLS connection to {server} ({error}): check MYSQL_SSL_CA, and that MYSQL_HOST is the name in the"
-    " server's certificate",
 }
 
 
@@ -232,21 +245,21 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
 
     def read(text: str) -> int:
         with suppress(ValueError):
-            if low <= int(text) <= high:
+            if "_" not in text and low <= int(text) <= high:
                 return int(text)
         raise ValueError(f"a whole number from {low} to {high}")
 
     return read
 
 
-def number(low: float) -> Callable[[str], float]:
-    """A reader of finite numbers not below `low`, such as 2.5 or 10e9; its ValueError says what is wanted."""
+def number(low: float, high: float) -> Callable[[str], float]:
+    """A reader of numbers from `low` to `high`, such as 2.5 or 10e9; its ValueError says what is wanted."""
 
     def read(text: str) -> float:
         with suppress(ValueError):
-            if low <= float(text) < math.inf:
+            if low <= float(text) <= high:
                 return float(text)
-        raise ValueError(f"a number, {low:g} or more")
+        raise ValueError(f"a number from {low:g} to {high:g}")
 
     return read
 
@@ -267,10 +280,15 @@ def api_plan(text: str) -> str:
     return text.strip().lower()
 
 
-def some_text(text: str) -> str:
-    if not text.strip():
-        raise ValueError("what .env.example says")
-    return text.strip()
+def some_text(what: str) -> Callable[[str], str]:
+    """A reader of `what`, which must not be empty."""
+
+    def read(text: str) -> str:
+        if not text.strip():
+            raise ValueError(what)
+        return text.strip()
+
+    return read
 
 
 def path_or_none(text: str) -> Path | None:
@@ -291,15 +309,22 @@ def read_environment(env_file: Path | None) -> dict[str, str]:
     Raises ConfigError when a file that was asked for is not there, or one cannot be read.
     """
     from dotenv import dotenv_values
+    from dotenv.parser import parse_stream
 
     path = env_file or PROJECT_DIR / ".env"
     if env_file and not path.is_file():
         raise ConfigError(f"there is no file {path}: copy .env.example to it and fill it in, or leave --env-file out")
     try:
         # utf-8-sig: Notepad begins a file with a byte order mark, which would become part of the first key
-        in_file = dotenv_values(path, encoding="utf-8-sig", interpolate=False)
+        text = path.read_text(encoding="utf-8-sig") if path.exists() else ""
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {path} ({shown(str(error))}): save it as a text file in UTF-8") from error
+    for line in parse_stream(StringIO(text)):
+        if line.error:
+            raise ConfigError(
+                f"{path}, line {line.original.line}, is not KEY=value: mend it (a quote without its end?)"
+            )
+    in_file = dotenv_values(stream=StringIO(text), interpolate=False)
     return {key: value for key, value in in_file.items() if value is not None} | dict(os.environ)
 
 
@@ -326,9 +351,9 @@ def parse_settings(values: Mapping[str, str], needs_database: bool) -> Settings:
     plan = get("COINGECKO_API_PLAN", "demo", api_plan)
     calls = ("250" if plan == "pro" else "30") if api_key else "5"
     settings = Settings(
-        mysql_host=get("MYSQL_HOST", "localhost", some_text),
+        mysql_host=get("MYSQL_HOST", "localhost", some_text("a host name or an address")),
         mysql_port=get("MYSQL_PORT", "3306", whole_number(1, 65535)),
-        mysql_database=get("MYSQL_DATABASE", "crypto_db", some_text),
+        mysql_database=get("MYSQL_DATABASE", "crypto_db", some_text("the name of a database")),
         mysql_user=values.get("MYSQL_USER", "").strip(),
         mysql_password=values.get("MYSQL_PASSWORD", ""),
         mysql_ssl_ca=get("MYSQL_SSL_CA", "", file_or_none),
@@ -340,14 +365,14 @@ def parse_settings(values: Mapping[str, str], needs_database: bool) -> Settings:
         ),
         coin_limit=get("COIN_LIMIT", "1000", coin_limit),
         requests_per_minute=get("REQUESTS_PER_MINUTE", "", lambda text: whole_number(1, 10_000)(text.strip() or calls)),
-        http_timeout_seconds=get("HTTP_TIMEOUT_SECONDS", "30", number(0.1)),
-        retry_budget_seconds=get("RETRY_BUDGET_SECONDS", "600", number(0)),
+        http_timeout_seconds=get("HTTP_TIMEOUT_SECONDS", "30", number(0.1, 3600)),
+        retry_budget_seconds=get("RETRY_BUDGET_SECONDS", "600", number(0, 1e6)),
         snapshot_minutes=get("SNAPSHOT_MINUTES", "1", whole_number(1, 525_600)),
         snapshot_dir=get("SNAPSHOT_DIR", "snapshots", path_or_none),
         snapshot_keep=get("SNAPSHOT_KEEP", "100", whole_number(0, 1_000_000)),
-        tier_large_cap_min=get("TIER_LARGE_CAP_MIN", "10e9", number(1e-9)),
-        tier_mid_cap_min=get("TIER_MID_CAP_MIN", "1e9", number(1e-9)),
-        tier_small_cap_min=get("TIER_SMALL_CAP_MIN", "100e6", number(1e-9)),
+        tier_large_cap_min=get("TIER_LARGE_CAP_MIN", "10e9", number(1e-9, 1e300)),
+        tier_mid_cap_min=get("TIER_MID_CAP_MIN", "1e9", number(1e-9, 1e300)),
+        tier_small_cap_min=get("TIER_SMALL_CAP_MIN", "100e6", number(1e-9, 1e300)),
     )
     if not settings.tier_large_cap_min > settings.tier_mid_cap_min > settings.tier_small_cap_min:
         raise ConfigError(
@@ -368,7 +393,7 @@ def base_url(url: str, api_key: str) -> str:
         host, _ = parts.hostname, parts.port
     except ValueError:
         host = None
-    if not host or parts.scheme not in ("http", "https"):
+    if not host or re.search(r"[^\w.:-]", host) or parts.scheme not in ("http", "https"):
         raise ConfigError(f"COINGECKO_BASE_URL is {shown(url)}, no http(s) address: {cure}")
     if api_key and parts.scheme == "http" and not is_loopback(host):
         raise ConfigError(f"COINGECKO_BASE_URL is {shown(url)}, which would send the key in the clear: use https")
@@ -435,6 +460,7 @@ def connect(settings: Settings) -> Connection:
             sql_mode="TRADITIONAL",  # whatever the server's own is, a value that does not fit is an error
             time_zone="+00:00",
             autocommit=False,
+            init_command=f"SET SESSION lock_wait_timeout = {LOCK_WAIT}, innodb_lock_wait_timeout = {LOCK_WAIT}",
             **tls,
         )
     except mysql_errors() as error:
@@ -521,6 +547,36 @@ def take_run_lock(settings: Settings, connection: Connection, patience: float = 
         time.sleep(0.2)
 
 
+class Column(NamedTuple):
+    """A column of the table as it is."""
+
+    kind: str
+    size: int  # characters of a text, digits of a time's fraction
+    is_nullable: bool
+    has_default: bool
+    is_key: bool
+    collation: str
+
+    def fits(self, name: str) -> bool:
+        """Can it hold what is written to the column `name`? One that is not written must not need a value."""
+        if name in FIGURES:
+            return self.kind == "double" and self.is_nullable
+        match name:
+            case "timestamp":
+                return self.kind == "datetime"
+            case "last_updated":
+                return self.kind == "datetime" and self.size >= 3 and self.is_nullable
+            case "market_cap_rank":
+                return self.kind in ("int", "bigint") and self.is_nullable
+            case "market_cap_tier":
+                return self.kind != "enum" and self.size >= 14 and self.is_nullable
+            case "coin_id":
+                return self.size >= TEXT_LENGTHS["id"]
+            case "symbol" | "name":
+                return self.size >= TEXT_LENGTHS[name]
+        return bool(self.is_nullable or self.has_default)
+
+
 def check_table(settings: Settings, connection: Connection) -> None:
     """Raise DatabaseError unless the table is the one of sql/crypto_prices.sql and this account may write it."""
     columns = ", ".join((*COLUMNS, "market_cap_tier"))
@@ -529,16 +585,27 @@ def check_table(settings: Settings, connection: Connection) -> None:
         cursor.execute(f"INSERT INTO crypto_prices ({columns}) SELECT {columns} FROM crypto_prices WHERE FALSE")
         cursor.execute("UPDATE crypto_prices SET market_cap_tier = NULL WHERE FALSE")
         cursor.execute(
-            "SELECT LOWER(column_name), LOWER(data_type), column_key = 'PRI' FROM information_schema.columns"
+            "SELECT LOWER(column_name), LOWER(data_type), COALESCE(character_maximum_length, datetime_precision, 0),"
+            " is_nullable = 'YES', column_default IS NOT NULL OR extra <> '', column_key = 'PRI',"
+            " COALESCE(collation_name, '') FROM information_schema.columns"
             " WHERE table_schema = DATABASE() AND table_name = 'crypto_prices'"
         )
-        found = {name: (kind, bool(primary)) for name, kind, primary in cursor.fetchall()}
-    key = {name for name, (_, primary) in found.items() if primary}
-    inexact = [name for name in FIGURES if found[name][0] != "double"]
-    if key != {"timestamp", "coin_id"}:
-        problem = f"its primary key is {sorted(key)}, not timestamp and coin_id"
-    elif found["timestamp"][0] != "datetime" or inexact:
-        problem = f"{', '.join(inexact or ['timestamp'])} cannot hold what CoinGecko sends"
+        found = {name: Column(*facts) for name, *facts in cursor.fetchall()}
+        cursor.execute(
+            "SELECT engine FROM information_schema.tables"
+            " WHERE table_schema = DATABASE() AND table_name = 'crypto_prices'"
+        )
+        (engine,) = cursor.fetchone()
+    key = sorted(name for name, column in found.items() if column.is_key)
+    misfits = [name for name, column in found.items() if not column.fits(name)]
+    if key != ["coin_id", "timestamp"]:
+        problem = f"its primary key is {', '.join(key) or 'missing'}, not timestamp and coin_id"
+    elif misfits:
+        problem = f"{', '.join(misfits)} cannot hold what is written there"
+    elif not found["coin_id"].collation.endswith("_bin"):
+        problem = f"coin_id has the collation {found['coin_id'].collation}, which takes different coins for one"
+    elif engine != "InnoDB":
+        problem = f"its engine is {engine}, which has no transactions"
     else:
         return
     raise DatabaseError(OTHER_SCHEMA.format(database=settings.mysql_database, error=problem))
@@ -550,20 +617,21 @@ def in_transaction(settings: Settings, connection: Connection, work: Callable[[A
     A deadlock, a lock wait or a lost connection is tried again, three times, on a fresh session that has taken the lock
     anew; so `work` must come to the same when it is done twice. Raises DatabaseError, and BusyError for a lost lock.
     """
-    if not connection.is_connected():  # a long fetch is longer than some servers keep an idle session
-        reopen(settings, connection)
+    is_open = connection.is_connected()  # a long fetch is longer than some servers keep an idle session
     retries = 0
     while True:
         try:
+            if not is_open:
+                reopen(settings, connection)
             with transaction(settings, connection) as cursor:
                 return work(cursor)
         except DatabaseError as error:
-            if error.errno not in (*LOST_CONNECTION, *LOCKED, *NO_SERVER) or retries == RETRIES:
+            if error.errno not in (*LOST_CONNECTION, *LOCKED) or retries == RETRIES:
                 raise
+            is_open = False
             retries += 1
             log.warning("%s; trying again on a new connection (%d of %d)", error, retries, RETRIES)
         time.sleep(retries - 1)
-        reopen(settings, connection)
 
 
 def reopen(settings: Settings, connection: Connection) -> None:
@@ -577,7 +645,7 @@ def reopen(settings: Settings, connection: Connection) -> None:
         except mysql_errors() as error:
             # the connector wraps what went wrong in an error without a number
             problem = explain(error.__cause__ if isinstance(error.__cause__, Exception) else error, settings)
-            if problem.errno not in (*LOST_CONNECTION, *NO_SERVER) or time.monotonic() >= until:
+            if problem.errno not in (*LOST_CONNECTION, *NO_SERVER, *NO_TLS) or time.monotonic() >= until:
                 raise problem from error
             if not said:
                 log.warning("%s; waiting up to %d s for it to come back", problem, RETRY_PATIENCE)
@@ -611,17 +679,14 @@ class CoinGecko:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        import requests
-
         self.settings = settings
         self.sleep = sleep
         self.clock = clock
         self.budget = settings.retry_budget_seconds
         self.answered: deque[float] = deque()  # when the calls of the last minute were answered
-        self.session = requests.Session()
-        self.session.headers["User-Agent"] = USER_AGENT
+        self.headers = {"User-Agent": USER_AGENT}
         if settings.coingecko_api_key:
-            self.session.headers[f"x-cg-{settings.coingecko_api_plan}-api-key"] = settings.coingecko_api_key
+            self.headers[f"x-cg-{settings.coingecko_api_plan}-api-key"] = settings.coingecko_api_key
 
     def fetch_pages(self, pages: Iterable[int]) -> dict[int, list]:
         """The coins of each of these pages of the market, by page number, asked for side by side.
@@ -677,8 +742,9 @@ class CoinGecko:
         if pause > self.budget:
             raise DataError(
                 f"CoinGecko, {problem}; the next try is due in {pause:.0f} s, and RETRY_BUDGET_SECONDS="
-                f"{self.settings.retry_budget_seconds:g} has {self.budget:.0f} s left: check the network and"
-                f" https://status.coingecko.com and run again later, or see the sample market: {SAMPLE_COMMAND}"
+                f"{self.settings.retry_budget_seconds:g} has {self.budget:.0f} s left: check the network,"
+                " COINGECKO_BASE_URL and https://status.coingecko.com and run again later, or see the sample market:"
+                f" {SAMPLE_COMMAND}"
             ) from cause
         log.warning("%s; trying again in %.0f s", problem, pause)
         self.budget -= pause
@@ -714,22 +780,28 @@ class CoinGecko:
         import requests
         from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
+        url = self.settings.coingecko_base_url + path
         try:
-            with self.session.get(
-                self.settings.coingecko_base_url + path,
-                params=parameters,
-                timeout=self.settings.http_timeout_seconds,
-                allow_redirects=False,  # requests would take the key along
-                stream=True,
-            ) as response:
-                body = bytearray()
-                for chunk in response.iter_content(65_536):
-                    body += chunk
-                    if len(body) > MAX_ANSWER_BYTES:
-                        raise TryAgain(f"an answer of more than {MAX_ANSWER_BYTES // 1_000_000} MB")
+            # A session for each call: it serves one thread only, and no connection is kept that is gone when the
+            # next paced call is due.
+            with requests.Session() as session:
+                session.trust_env = not is_loopback(urlsplit(url).hostname or "")  # a proxy is for other machines
+                with session.get(
+                    url,
+                    params=parameters,
+                    headers=self.headers,
+                    timeout=self.settings.http_timeout_seconds,
+                    allow_redirects=False,  # requests would take the key along
+                    stream=True,
+                ) as response:
+                    body = bytearray()
+                    for chunk in response.iter_content(65_536):
+                        body += chunk
+                        if len(body) > MAX_ANSWER_BYTES:
+                            raise TryAgain(f"an answer of more than {MAX_ANSWER_BYTES // 1_000_000} MB")
         except requests.ReadTimeout as error:
             raise TryAgain(f"no answer within {self.settings.http_timeout_seconds:g} s") from error
-        except requests.RequestException as error:
+        except (requests.RequestException, ValueError) as error:  # requests lets some errors of parsing through
             problem = f"no answer from {self.settings.coingecko_base_url} ({self.shown(root_cause(error))})"
             reason = getattr(error.args[0], "reason", None) if error.args else None
             raise TryAgain(problem, counts=not isinstance(reason, ConnectTimeoutError | NewConnectionError)) from error
@@ -760,7 +832,9 @@ class CoinGecko:
         if message:
             said += f": {self.shown(message)}"
         if code in CURES_BY_API_ERROR or status == 401 or code == 401:
-            cure = CURES_BY_API_ERROR.get(code, "check COINGECKO_API_KEY and COINGECKO_API_PLAN")
+            has_key = bool(self.settings.coingecko_api_key)
+            otherwise = "check COINGECKO_API_KEY and COINGECKO_API_PLAN" if has_key else "set COINGECKO_API_KEY"
+            cure = CURES_BY_API_ERROR.get(code, otherwise)
             raise DataError(f"CoinGecko refused the call ({said}): {cure}")
         if 300 <= status < 400:
             raise DataError(
@@ -914,7 +988,7 @@ def write_snapshot(folder: Path, now: datetime, timestamp: datetime, coins: list
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*.tmp"):  # of runs that were killed
         with suppress(OSError):
-            if stale.stat().st_mtime < time.time() - 3600:
+            if SNAPSHOT_NAME.match(stale.name) and stale.stat().st_mtime < time.time() - 3600:
                 stale.unlink()
     path = folder / f"{file_time(now)}.json.gz"
     for count in range(2, 1000):
@@ -939,8 +1013,10 @@ def read_snapshot(settings: Settings, path: Path) -> Snapshot:
     try:
         content = path.read_bytes()
         answer = parse_json(gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content)
+    except FileNotFoundError as error:
+        raise DataError("there is no such file: check the path") from error
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"it cannot be read as JSON, plain or gzip ({shown(str(error))}): check the path") from error
+        raise DataError(f"it cannot be read as JSON, plain or gzip ({shown(str(error))}): leave it out") from error
     if isinstance(answer, dict) and isinstance(answer.get("coins"), list):
         coins = answer["coins"]
         timestamp = to_time(answer.get("timestamp"))
@@ -958,6 +1034,8 @@ def read_snapshot(settings: Settings, path: Path) -> Snapshot:
         timestamp = floor_time(newest, settings.snapshot_minutes)
     else:
         raise DataError("it holds no list of coins: give a kept snapshot, or an answer of /coins/markets")
+    if not coins:
+        raise DataError("it holds no coin: leave it out")
     if timestamp > datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1):
         log.warning("%s is dated %s, in the future: it will pass for the newest snapshot", path, timestamp)
     return Snapshot(timestamp, coins, path, file_time(timestamp))
@@ -977,7 +1055,7 @@ def keep_rejected(settings: Settings, market: Market, on_disk: bool) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # A file that is replayed again adds nothing; two files of one time both do.
-            known = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
+            known = set(path.read_text(encoding="utf-8", errors="replace").splitlines()) if path.exists() else set()
             lines = [json.dumps({"reason": reason, "row": coin}) for reason, coin in market.rejected]
             with path.open("a", encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in lines if line not in known)
@@ -988,10 +1066,10 @@ def keep_rejected(settings: Settings, market: Market, on_disk: bool) -> None:
 
 
 def mark_loaded(settings: Settings, snapshot: Snapshot) -> None:
-    """Mark a kept answer as loaded, by making its file read-only: only such files are ever pruned."""
+    """Mark a kept answer as loaded, by the mode of its file: only such files are ever pruned."""
     if settings.snapshot_dir and snapshot.path and snapshot.path.resolve().parent == settings.snapshot_dir.resolve():
         try:
-            snapshot.path.chmod(stat.S_IREAD | stat.S_IRGRP)
+            snapshot.path.chmod(LOADED_MODE)
         except OSError as error:
             log.warning("%s cannot be marked as loaded, so it will not be pruned (%s)", snapshot.path, error.strerror)
 
@@ -1004,10 +1082,10 @@ def prune_snapshots(settings: Settings) -> None:
         loaded = [
             path
             for path in sorted(settings.snapshot_dir.glob("*.json.gz"), reverse=True)
-            if re.match(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ", path.name) and not path.stat().st_mode & stat.S_IWUSR
+            if SNAPSHOT_NAME.fullmatch(path.name) and stat.S_IMODE(path.stat().st_mode) == LOADED_MODE
         ]
         for path in loaded[settings.snapshot_keep :]:
-            path.chmod(stat.S_IREAD | stat.S_IWRITE)  # Windows deletes no read-only file
+            path.chmod(0o600)  # Windows deletes no read-only file
             path.unlink()
             path.with_name(path.name.replace(".json.gz", ".rejected.jsonl")).unlink(missing_ok=True)
     except OSError as error:
@@ -1079,14 +1157,15 @@ def to_row(coin: Any, timestamp: datetime) -> tuple:
 def read_market(snapshot: Snapshot) -> Market:
     """The usable rows of a snapshot, one per coin, the first one wins; and those that are not, with the reason."""
     rows: dict[str, tuple] = {}
-    rejected = []
+    rejected: dict[Any, tuple[str, Any]] = {}  # by id, where there is one: the rejected come twice as well
     repeats = 0
     no_time = []
-    for coin in snapshot.coins:
+    for position, coin in enumerate(snapshot.coins):
         try:
             row = to_row(coin, snapshot.timestamp)
         except ValueError as reason:
-            rejected.append((str(reason), coin))
+            coin_id = coin.get("id") if isinstance(coin, dict) else None
+            rejected.setdefault(coin_id if isinstance(coin_id, str) else position, (str(reason), coin))
             continue
         coin_id = row[1]
         if coin_id in rows:
@@ -1100,7 +1179,7 @@ def read_market(snapshot: Snapshot) -> Market:
     if no_time:
         log.warning("last_updated of %d coins is no time and becomes NULL: %s", len(no_time), listed(no_time))
     # By id: rows that reach the primary key in its order take half the space and do not deadlock.
-    return Market(snapshot, [rows[coin_id] for coin_id in sorted(rows)], rejected)
+    return Market(snapshot, [rows[coin_id] for coin_id in sorted(rows)], list(rejected.values()))
 
 
 def tell_oddities(market: Market) -> None:
@@ -1118,7 +1197,7 @@ def tell_oddities(market: Market) -> None:
 
 def warn_if_stale(market: Market, now: datetime) -> None:
     """Say so when CoinGecko's figures were old already as they were fetched."""
-    newest = max((row[-1] for row in market.rows if row[-1]), default=None)
+    newest = max((row[-1] for row in market.rows if row[-1] and row[-1] <= now), default=None)
     if newest and now - newest > STALE_AFTER:
         log.warning(
             "the newest figure is from %s UTC, %d minutes before the fetch: see https://status.coingecko.com",
@@ -1127,8 +1206,8 @@ def warn_if_stale(market: Market, now: datetime) -> None:
         )
 
 
-def refuse_broken(market: Market, force: bool) -> None:
-    """Raise DataError for a snapshot without a usable row, or (without `force`) with too many that are not."""
+def refuse_broken(market: Market, options: argparse.Namespace) -> None:
+    """Raise DataError for a snapshot without a usable row, or (without --force) with too many that are not."""
     rejected = len(market.rejected)
     received = len(market.rows) + rejected
     if not received:
@@ -1140,11 +1219,13 @@ def refuse_broken(market: Market, force: bool) -> None:
     )
     if not market.rows:
         raise DataError(f"{share}: see https://status.coingecko.com and run again later")
-    if not force and rejected >= MIN_REJECTED_ROWS and rejected > MAX_REJECTED_SHARE * received:
-        raise DataError(f"{share}: run again later, or load the others{replay_hint(market.snapshot, '--force ')}")
+    if not options.force and rejected >= MIN_REJECTED_ROWS and rejected > MAX_REJECTED_SHARE * received:
+        raise DataError(
+            f"{share}: run again later, or load the others{replay_hint(market.snapshot, options, '--force')}"
+        )
 
 
-def refuse_incomplete(settings: Settings, market: Market, largest: int) -> None:
+def refuse_incomplete(settings: Settings, options: argparse.Namespace, market: Market, largest: int) -> None:
     """Raise DataError for a list that ended early, `largest` being the coins of the largest of the last snapshots."""
     received = len(market.rows) + len(market.rejected)
     expected = min(settings.coin_limit or largest, largest)
@@ -1152,15 +1233,20 @@ def refuse_incomplete(settings: Settings, market: Market, largest: int) -> None:
         raise DataError(
             f"the list ended early, so nothing was written: {received} coins came where COIN_LIMIT and the last"
             f" {SNAPSHOTS_COMPARED} snapshots let expect {expected}; run again later, or use --force"
-            f"{replay_hint(market.snapshot)}"
+            f"{replay_hint(market.snapshot, options)}"
         )
 
 
-def replay_hint(snapshot: Snapshot, options: str = "") -> str:
+def replay_hint(snapshot: Snapshot, options: argparse.Namespace, force: str = "") -> str:
     """How to load an answer that was not loaded, for the end of a message."""
     if not snapshot.path:
-        return " with --force" if options else ""
-    return f'; the answer is kept, load it with: python pipeline_orchestrator.py {options}--replay "{snapshot.path}"'
+        return f" with {force}" if force else ""
+    command = ["python", "pipeline_orchestrator.py"]
+    command += ["--env-file", str(options.env_file)] if options.env_file else []
+    command += [force] if force else []
+    command += ["--replay", str(snapshot.path)]
+    line = subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
+    return f"; the answer is kept, load it the way this run was started, with: {line}"
 
 
 # ------------------------------------------------------------------------------------------------------------ load
@@ -1247,11 +1333,11 @@ def load(
 ) -> Written:
     """Load one snapshot; its rejected rows are kept first. Raises DataError when it is refused."""
     keep_rejected(settings, market, on_disk=connection is not None)
-    refuse_broken(market, options.force)
+    refuse_broken(market, options)
 
     def work(cursor: Any) -> Any:
         if not options.replay and not options.force:
-            refuse_incomplete(settings, market, read_largest_snapshot(cursor))
+            refuse_incomplete(settings, options, market, read_largest_snapshot(cursor))
         return write(cursor, market)
 
     result = None
@@ -1259,7 +1345,7 @@ def load(
         try:
             result = in_transaction(settings, connection, work)
         except (DatabaseError, BusyError) as error:
-            error.args = (f"{error}{replay_hint(market.snapshot)}",)
+            error.args = (f"{error}{replay_hint(market.snapshot, options)}",)
             raise
         mark_loaded(settings, market.snapshot)
     return Written(market, result)
@@ -1324,16 +1410,40 @@ def parse_options(parser: argparse.ArgumentParser, argv: list[str] | None) -> ar
     return parser.parse_args(argv)
 
 
-def set_up_logging(options: argparse.Namespace) -> None:
-    """Log on stderr, in UTC, with level and script."""
-    formatter = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ")
-    formatter.converter = time.gmtime
+class LogFormatter(logging.Formatter):
+    """Time in UTC, level, script and message, without control characters and without the `secret`, in tracebacks too.
+
+    Messages show what comes from outside escaped and without the key already; this is for what others put into theirs.
+    """
+
+    converter = time.gmtime
+    secret = ""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+
+    def clean(self, line: str) -> str:
+        line = line.replace(self.secret, "***") if self.secret else line
+        return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return self.clean(super().formatMessage(record))
+
+    def formatException(self, exc_info: Any) -> str:
+        return "\n".join(map(self.clean, super().formatException(exc_info).split("\n")))
+
+
+def set_up_logging(options: argparse.Namespace) -> LogFormatter:
+    """Log on stderr."""
+    formatter = LogFormatter()
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
-    logging.basicConfig(handlers=[handler], level=logging.INFO if options.verbose else logging.WARNING, force=True)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("urllib3").setLevel(logging.CRITICAL)  # what matters of it comes as an exception
     level = logging.WARNING if options.quiet else logging.DEBUG if options.verbose else logging.INFO
     for script in ("etl_crypto", "segment_and_load", "pipeline_orchestrator"):
         logging.getLogger(script).setLevel(level)
+    return formatter
 
 
 @contextmanager
@@ -1357,16 +1467,28 @@ def run_script(
     needs_database: bool = True,
 ) -> int:
     """The exit code of `work(settings)`. An expected failure becomes one line in the log, a bug stays a traceback."""
-    set_up_logging(options)
+    formatter = set_up_logging(options)
     try:
         with sigterm_raises():
             values = read_environment(options.env_file)
+            formatter.secret = values.get("COINGECKO_API_KEY", "").strip()
             if getattr(options, "coins", None):
                 values["COIN_LIMIT"] = options.coins
             return work(parse_settings(values, needs_database))
     except PipelineError as error:
         script_log.error("%s", error, exc_info=options.verbose)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if error.name not in PACKAGES:
+            raise
+        script_log.error(
+            "the Python package %s is missing: %s -m pip install -r requirements.txt, or start the script by"
+            " bash sql/local_mysql.sh python %s.py",
+            PACKAGES[error.name],
+            sys.executable,
+            script_log.name,
+        )
+        return ConfigError.exit_code
     except KeyboardInterrupt as error:
         by, exit_code = ("SIGTERM", 143) if isinstance(error, Terminated) else ("Ctrl-C", 130)
         script_log.error("ended by %s: no snapshot is half in the table, run again when you like", by)
@@ -1380,10 +1502,19 @@ def end_process(exit_code: int) -> NoReturn:
     raise SystemExit(exit_code)
 
 
+def print_result(text: str) -> None:
+    """Print on stdout; whoever reads there, such as head, may have gone."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        log.info("the result cannot be printed: %s", error.strerror)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails to flush it at the end
+
+
 def say(options: argparse.Namespace, line: str) -> None:
-    """A line of the result, on stdout, unless -q."""
+    """A line of the result, unless -q."""
     if not options.quiet:
-        print(line, flush=True)
+        print_result(line)
 
 
 def main(argv: list[str] | None = None) -> int:

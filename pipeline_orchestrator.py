@@ -31,6 +31,7 @@ from etl_crypto import (
     end_process,
     make_parser,
     parse_options,
+    print_result,
     run,
     run_script,
     say,
@@ -189,27 +190,31 @@ class Status(NamedTuple):
     last_updated: datetime | None  # UTC, of the coin that CoinGecko renewed last
 
 
-def read_status(cursor: Any) -> Status:
-    cursor.execute("SELECT COUNT(*) FROM crypto_prices")
-    (rows,) = cursor.fetchone()
+def read_status(cursor: Any, now: datetime) -> Status:
+    """The status at `now` (UTC, naive). A figure dated later is no sign of life and is left aside."""
+    cursor.execute("SELECT COUNT(*), MAX(timestamp) FROM crypto_prices")
+    rows, newest = cursor.fetchone()
     cursor.execute("SELECT COUNT(*) FROM crypto_prices WHERE market_cap_tier IS NULL")
     (untiered,) = cursor.fetchone()
-    cursor.execute("SELECT MAX(timestamp) FROM crypto_prices")
-    (newest,) = cursor.fetchone()
-    cursor.execute("SELECT COUNT(*), MAX(last_updated) FROM crypto_prices WHERE timestamp = %s", (newest,))
-    coins, last_updated = cursor.fetchone()
+    cursor.execute("SELECT COUNT(*) FROM crypto_prices WHERE timestamp = %s", (newest,))
+    (coins,) = cursor.fetchone()
+    cursor.execute(
+        "SELECT MAX(last_updated) FROM crypto_prices WHERE timestamp = %s AND last_updated <= %s", (newest, now)
+    )
+    (last_updated,) = cursor.fetchone()
     return Status(rows, untiered, newest, coins, last_updated)
 
 
 def show_status(settings: Settings, options: argparse.Namespace) -> None:
     """Print the status of the table. Raises StaleError when it is empty, or older than --max-age minutes."""
+    now = datetime.now(UTC).replace(tzinfo=None)
     with closing(connect(settings)) as connection, transaction(settings, connection) as cursor:
-        status = read_status(cursor)
+        status = read_status(cursor, now)
     table = f"{settings.mysql_database}.crypto_prices"
     if not status.newest:
         raise StaleError(f"{table} is empty: run python pipeline_orchestrator.py")
     as_of = status.last_updated or status.newest
-    age = max((datetime.now(UTC).replace(tzinfo=None) - as_of).total_seconds(), 0) / 60
+    age = max((now - as_of).total_seconds(), 0) / 60
     say(options, f"newest snapshot      {status.newest:%Y-%m-%d %H:%M} UTC, {status.coins} coins")
     say(options, f"age                  {duration(age)} (newest figure {as_of:%Y-%m-%d %H:%M:%S} UTC)")
     say(options, f"rows in all          {status.rows}")
@@ -258,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             run_pipeline(settings, options, summary)
         except BaseException:
-            print(*summary.lines(), sep="\n", flush=True)
+            print_result("\n".join(summary.lines()))
             raise
         say(options, "\n".join(summary.lines()))
         return 0

@@ -84,8 +84,10 @@ def segment(cursor: Any, settings: Settings, dry_run: bool = False) -> Counter[s
     tiered: Counter[str] = Counter()
     newest = None
     while True:
-        limit = "" if dry_run else f" LIMIT {CHUNK_ROWS}"
-        pending = read_rows(cursor, f"market_cap_tier IS NULL{limit}")
+        # FOR UPDATE: as the rows are now. Those that others delete meanwhile would stay in the transaction's old view,
+        # pending for ever.
+        chunk = "" if dry_run else f" LIMIT {CHUNK_ROWS} FOR UPDATE"
+        pending = read_rows(cursor, f"market_cap_tier IS NULL{chunk}")
         if pending.empty:
             break
         pending["tier"] = assign_tiers(pending["market_cap"], settings)

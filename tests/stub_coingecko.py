@@ -21,12 +21,16 @@ SAMPLE_FILES = sorted(Path(__file__).with_name("data").glob("*.json.gz"))
 
 @dataclass
 class Answer:
-    """One HTTP answer. `body` is JSON unless it is bytes; a `length` other than the body's cuts the answer short."""
+    """One HTTP answer. `body` is JSON unless it is bytes; a `length` other than the body's cuts the answer short.
+
+    `raw` is sent in place of all that.
+    """
 
     body: object = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     length: int | None = None
+    raw: bytes = b""
 
 
 @dataclass
@@ -65,6 +69,10 @@ class StubCoinGecko:
                     attempt = sum(request.query.get("page") == query.get("page") for request in stub.requests)
                     stub.received.notify_all()
                 answer = stub.answer(parts.path, query, attempt)
+                if answer.raw:
+                    self.wfile.write(answer.raw)
+                    self.close_connection = True
+                    return
                 body = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
                 self.send_response(answer.status)
                 for name, value in answer.headers.items():

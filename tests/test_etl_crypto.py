@@ -422,6 +422,15 @@ def test_one_row_per_coin_and_the_first_usable_one_wins(scripts: Scripts, api: S
     assert dict(database.execute("SELECT coin_id, current_price FROM crypto_prices")) == {"twice": 1.0, "spoilt": 3.0}
 
 
+def test_a_rejected_coin_that_comes_twice_counts_once(scripts: Scripts, api: StubCoinGecko, database: Database):
+    spoilt = [make_coin(number, ath="?") for number in range(1, 5)]
+    api.coins = spoilt + make_coins(56, first=11) + spoilt + make_coins(4, first=101)
+
+    assert scripts.pipeline().returncode == 0
+    assert database.count() == 60
+    assert len(scripts.kept("*.rejected.jsonl")[0].read_text(encoding="utf-8").splitlines()) == 4
+
+
 def test_ids_that_differ_in_case_or_accent_alone_are_two_coins(
     scripts: Scripts, api: StubCoinGecko, database: Database
 ):
@@ -580,6 +589,7 @@ def test_what_surprises_in_a_row_is_told_and_loaded(scripts: Scripts, api: StubC
 
 def test_figures_that_are_old_at_the_fetch_are_warned_of(scripts: Scripts, api: StubCoinGecko):
     api.coins = [make_coin(1, last_updated=(datetime.now(UTC) - timedelta(minutes=17)).isoformat())]
+    api.coins.append(make_coin(3, last_updated="9999-01-01T00:00:00Z"))  # no sign of life
     assert "17 minutes before the fetch" in scripts.pipeline().stderr
 
     api.coins.append(make_coin(2, last_updated=datetime.now(UTC).isoformat()))
@@ -607,6 +617,7 @@ def test_of_the_loaded_answers_the_newest_are_kept_and_of_the_others_all(
     scripts.snapshots.mkdir()
     foreign = scripts.snapshots / "2020-01-01T00-00-00Z.json.gz"
     foreign.write_bytes(SAMPLE_FILES[0].read_bytes())
+    foreign.chmod(0o444)  # as one protects a file
     good, api.coins = api.coins, make_coins(94) + [make_coin(n, current_price="?") for n in range(95, 101)]
     assert scripts.pipeline().returncode == 3
     refused = scripts.kept()[-1]
@@ -642,14 +653,15 @@ def test_a_snapshot_dir_that_cannot_be_written_is_warned_of_and_the_market_loade
 
 def test_what_a_killed_run_left_half_written_is_removed_later(scripts: Scripts):
     scripts.snapshots.mkdir()
-    for name, age in (("old.json.gz.1.tmp", 7200), ("now.json.gz.2.tmp", 0)):
+    left = "2026-01-01T00-00-00Z.json.gz.1.tmp"
+    for name, age in ((left, 7200), (left.replace("1.tmp", "2.tmp"), 0), ("thesis.tmp", 7200)):
         path = scripts.snapshots / name
         path.write_text("half")
         at = datetime.now(UTC).timestamp() - age
         os.utime(path, (at, at))
 
     assert scripts.pipeline().returncode == 0
-    assert [path.name for path in scripts.kept("*.tmp")] == ["now.json.gz.2.tmp"]
+    assert [path.name for path in scripts.kept("*.tmp")] == [left.replace("1.tmp", "2.tmp"), "thesis.tmp"]
 
 
 def test_the_rejected_rows_of_a_replay_are_kept_once(scripts: Scripts, tmp_path: Path):
@@ -722,6 +734,14 @@ def test_a_settings_file_that_cannot_be_read_is_said(tmp_path: Path, content: by
         path.write_bytes(content)
 
     with pytest.raises(ConfigError, match=r"my\.env"):
+        read_environment(path)
+
+
+def test_a_line_that_is_no_setting_is_said(tmp_path: Path):
+    path = tmp_path / "my.env"
+    path.write_text("MYSQL_USER=me\nMYSQL_PASSWORD='without an end\n", encoding="utf-8")
+
+    with pytest.raises(ConfigError, match=r"my\.env, line 2, is not KEY=value"):
         read_environment(path)
 
 

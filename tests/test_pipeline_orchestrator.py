@@ -194,18 +194,39 @@ def test_a_refused_key_is_not_tried_again_and_names_the_setting(
 
 def test_a_key_that_the_api_sends_back_is_not_shown(scripts: Scripts, api: StubCoinGecko):
     scripts.settings["COINGECKO_API_KEY"] = "CG-secret-key"
-    bodies = [
-        {"error": "CG-secret-key is blocked"},
-        b"<html>CG-secret-key",
-        {"CG-secret-key": 1},
-        {"error": "CG-secret-key"},
+    answers = [
+        Answer({"error": "CG-secret-key is blocked"}),
+        Answer(b"<html>CG-secret-key"),
+        Answer({"CG-secret-key": 1}),
+        Answer(raw=b"HTTP/1.1 200 OK\r\nno header \x1b[31m CG-secret-key\r\n\r\n{}"),
+        Answer(raw=b"CG-secret-key \x1b[31m go away\r\n\r\n"),
     ]
-    api.script = lambda page, attempt: Answer(bodies[attempt - 1], 200 if attempt < 4 else 400)
+    api.script = lambda page, attempt: answers[attempt - 1]
 
-    result = scripts.pipeline("-v", COIN_LIMIT="250", RETRY_BUDGET_SECONDS="9")  # `finish` looks for the key
+    result = scripts.pipeline("-v", COIN_LIMIT="250", RETRY_BUDGET_SECONDS="15")  # `finish` looks for the key
 
     assert result.returncode == 3
     assert result.stderr.count("***") >= 4
+    assert "\x1b" not in result.stderr
+
+
+def test_a_package_that_is_missing_is_said_in_one_line(scripts: Scripts):
+    result = subprocess.run(
+        [sys.executable, "-S", PROJECT_DIR / "pipeline_orchestrator.py", "--dry-run"],
+        env=scripts.environment({"PYTHONPATH": None}),
+        capture_output=True,
+        text=True,
+    )
+
+    one_line_error(result, 2, "package python-dotenv is missing", "-m pip install -r requirements.txt")
+
+
+@posix_only
+def test_a_reader_of_the_result_that_goes_away_is_no_error(scripts: Scripts):
+    process = scripts.start("pipeline_orchestrator.py")
+    process.stdout.close()
+
+    assert process.wait(60) == 0, process.stderr.read()
 
 
 @pytest.mark.parametrize(
@@ -295,9 +316,14 @@ def test_a_missing_right_names_the_file_that_gives_it(scripts: Scripts, api: Stu
     ("change", "part"),
     [
         ("DROP COLUMN atl", "atl"),
-        ("DROP PRIMARY KEY, ADD COLUMN id INT AUTO_INCREMENT PRIMARY KEY", "primary key is ['id']"),
+        ("DROP PRIMARY KEY, ADD COLUMN id INT AUTO_INCREMENT PRIMARY KEY", "primary key is id"),
         ("MODIFY total_supply DECIMAL(20,8)", "total_supply cannot hold"),
         ("MODIFY timestamp VARCHAR(30) NOT NULL", "timestamp cannot hold"),
+        ("MODIFY name VARCHAR(100) NOT NULL, MODIFY ath DOUBLE NOT NULL", "name, ath cannot hold"),
+        ("MODIFY market_cap_tier VARCHAR(20) NOT NULL DEFAULT 'Unknown'", "market_cap_tier cannot hold"),
+        ("MODIFY coin_id VARCHAR(128) CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci NOT NULL", "different coins"),
+        ("ADD COLUMN source VARCHAR(20) NOT NULL", "source"),
+        ("ENGINE = MyISAM", "no transactions"),
     ],
 )
 def test_a_table_of_another_making_is_not_written(
@@ -420,15 +446,10 @@ def read_log_until(process: subprocess.Popen[str], part: str) -> None:
 
 
 def test_a_lock_wait_is_tried_again(scripts: Scripts, database: Database, rows_locked: mysql.connector.MySQLConnection):
-    [(before,)] = database.execute("SELECT @@GLOBAL.innodb_lock_wait_timeout")
-    database.execute("SET GLOBAL innodb_lock_wait_timeout = 1")
-    try:
-        process = scripts.start("pipeline_orchestrator.py", SNAPSHOT_MINUTES="525600")
-        read_log_until(process, "locked")
-        rows_locked.rollback()
-        result = scripts.finish(process)
-    finally:
-        database.execute(f"SET GLOBAL innodb_lock_wait_timeout = {before}")
+    process = scripts.start("pipeline_orchestrator.py", SNAPSHOT_MINUTES="525600")
+    read_log_until(process, "locked")
+    rows_locked.rollback()
+    result = scripts.finish(process)
 
     assert result.returncode == 0, result.stderr
 
@@ -463,7 +484,7 @@ def test_a_load_that_fails_names_the_kept_answer_and_how_to_load_it(
     database.create_table()
 
     [kept] = scripts.kept()
-    one_line_error(result, 4, "sql/crypto_prices.sql", f'--replay "{kept}"')
+    one_line_error(result, 4, "sql/crypto_prices.sql", f"--env-file {scripts.env_file} --replay {kept}")
     assert scripts.pipeline("--replay", kept).returncode == 0
     assert database.count() == 100
 
@@ -628,6 +649,13 @@ def test_status_tells_the_newest_snapshot_its_age_and_the_rows(scripts: Scripts,
 
 def test_status_exits_6_when_the_figures_are_too_old(scripts: Scripts):
     scripts.pipeline("--replay", SAMPLE_FILES[-1])
+
+    one_line_error(scripts.pipeline("--status", "--max-age", "60"), 6, "more than --max-age 60")
+
+
+def test_a_figure_dated_in_the_future_does_not_hide_the_age(scripts: Scripts, api: StubCoinGecko):
+    api.coins = [make_coin(1), make_coin(2, last_updated="9999-01-01T00:00:00Z")]
+    scripts.pipeline()
 
     one_line_error(scripts.pipeline("--status", "--max-age", "60"), 6, "more than --max-age 60")
 

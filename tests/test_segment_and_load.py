@@ -77,6 +77,25 @@ def test_more_rows_than_are_read_at_a_time_are_all_tiered(scripts: Scripts, data
     ]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no alarm")
+def test_rows_that_are_deleted_meanwhile_do_not_keep_it_busy_for_ever(scripts: Scripts, database: Database):
+    insert(database, [2e10] * 100)
+    settings = make_settings(**{key: value for key, value in scripts.settings.items() if key.startswith("MYSQL_")})
+    connection = connect(settings)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT COUNT(*) FROM crypto_prices")  # from here on the transaction has its view of the table
+        cursor.fetchall()
+        database.execute("DELETE FROM crypto_prices WHERE coin_id < 'coin-00010'")
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.alarm(20)
+        tiered = segment(cursor, settings)
+        signal.alarm(0)
+    connection.rollback()
+    connection.close()
+
+    assert tiered.total() == 90
+
+
 def test_its_cost_does_not_grow_with_the_history(scripts: Scripts, database: Database):
     for day in range(1, 11):
         insert(database, [2e10] * 2_000, NOON - timedelta(days=day), tier="Large Cap")
