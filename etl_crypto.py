@@ -597,7 +597,7 @@ def check_table(settings: Settings, connection: Connection) -> None:
         )
         (engine,) = cursor.fetchone()
     key = sorted(name for name, column in found.items() if column.is_key)
-    misfits = [name for name, column in found.items() if not column.fits(name)]
+    misfits = sorted(name for name, column in found.items() if not column.fits(name))
     if key != ["coin_id", "timestamp"]:
         problem = f"its primary key is {', '.join(key) or 'missing'}, not timestamp and coin_id"
     elif misfits:

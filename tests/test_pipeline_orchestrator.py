@@ -319,7 +319,7 @@ def test_a_missing_right_names_the_file_that_gives_it(scripts: Scripts, api: Stu
         ("DROP PRIMARY KEY, ADD COLUMN id INT AUTO_INCREMENT PRIMARY KEY", "primary key is id"),
         ("MODIFY total_supply DECIMAL(20,8)", "total_supply cannot hold"),
         ("MODIFY timestamp VARCHAR(30) NOT NULL", "timestamp cannot hold"),
-        ("MODIFY name VARCHAR(100) NOT NULL, MODIFY ath DOUBLE NOT NULL", "name, ath cannot hold"),
+        ("MODIFY name VARCHAR(100) NOT NULL, MODIFY ath DOUBLE NOT NULL", "ath, name cannot hold"),
         ("MODIFY market_cap_tier VARCHAR(20) NOT NULL DEFAULT 'Unknown'", "market_cap_tier cannot hold"),
         ("MODIFY coin_id VARCHAR(128) CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci NOT NULL", "different coins"),
         ("ADD COLUMN source VARCHAR(20) NOT NULL", "source"),
