@@ -74,7 +74,10 @@ def server() -> Iterator[mysql.connector.MySQLConnection]:
     """A connection to the test server that may do everything there."""
     required = os.environ.get("REQUIRE_MYSQL") == "1"
     if "TEST_MYSQL_HOST" not in os.environ:
-        reason = "no database server: run the tests by bash sql/local_mysql.sh python -m pytest, or set TEST_MYSQL_*"
+        reason = (
+            "no database server: run the tests by bash sql/local_mysql.sh --with powerbi/requirements.txt"
+            " python -m pytest, or set TEST_MYSQL_*"
+        )
         pytest.fail(reason) if required else pytest.skip(reason)
     try:
         connection = mysql.connector.connect(
@@ -127,6 +130,16 @@ class Database:
                 charset="utf8mb4",
             )
         )
+
+    def settings(self) -> dict[str, str]:
+        """What a script needs to reach it."""
+        return {
+            "MYSQL_HOST": self.server.server_host,
+            "MYSQL_PORT": str(self.server.server_port),
+            "MYSQL_DATABASE": self.name,
+            "MYSQL_USER": self.user,
+            "MYSQL_PASSWORD": self.password,
+        }
 
     def count(self) -> int:
         return self.execute("SELECT COUNT(*) FROM crypto_prices")[0][0]
@@ -209,17 +222,7 @@ class Scripts:
 @pytest.fixture
 def scripts(tmp_path: Path, database: Database, api: StubCoinGecko) -> Iterator[Scripts]:
     """The scripts on the test database and on CoinGecko on loopback; none outlives its test."""
-    scripts = Scripts(
-        tmp_path,
-        {
-            "MYSQL_HOST": database.server.server_host,
-            "MYSQL_PORT": str(database.server.server_port),
-            "MYSQL_DATABASE": database.name,
-            "MYSQL_USER": database.user,
-            "MYSQL_PASSWORD": database.password,
-            "COINGECKO_BASE_URL": api.url,
-        },
-    )
+    scripts = Scripts(tmp_path, database.settings() | {"COINGECKO_BASE_URL": api.url})
     yield scripts
     for process in scripts.started:
         process.kill()

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from dotenv import dotenv_values
@@ -16,10 +17,19 @@ from tests.make_sample_market import make_snapshots
 from tests.stub_coingecko import SAMPLE_FILES, read_sample
 
 README = (PROJECT_DIR / "README.md").read_text(encoding="utf-8")
+DASHBOARD_README = (PROJECT_DIR / "powerbi" / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("script", ["pipeline_orchestrator.py", "etl_crypto.py", "segment_and_load.py"])
-def test_the_help_of_each_script_stands_in_the_readme(script: str):
+@pytest.mark.parametrize(
+    ("script", "readme"),
+    [
+        ("pipeline_orchestrator.py", README),
+        ("etl_crypto.py", README),
+        ("segment_and_load.py", README),
+        ("powerbi/build_dashboard.py", DASHBOARD_README),
+    ],
+)
+def test_the_help_of_each_script_stands_in_the_readme(script: str, readme: str):
     shown = subprocess.run(
         [sys.executable, PROJECT_DIR / script, "--help"],
         capture_output=True,
@@ -29,7 +39,15 @@ def test_the_help_of_each_script_stands_in_the_readme(script: str):
 
     assert shown.returncode == 0
     # Python versions break the usage line at different places
-    assert " ".join(f"``` $ python {script} --help {shown.stdout}```".split()) in " ".join(README.split())
+    assert " ".join(f"``` $ python {script} --help {shown.stdout}```".split()) in " ".join(readme.split())
+
+
+@pytest.mark.parametrize("folder", [PROJECT_DIR, PROJECT_DIR / "powerbi"])
+def test_every_file_that_a_readme_links_to_is_there(folder: Path):
+    links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", (folder / "README.md").read_text(encoding="utf-8"))
+
+    assert links
+    assert [link for link in links if not (folder / link).exists()] == []
 
 
 def test_every_setting_stands_in_the_readme():

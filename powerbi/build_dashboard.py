@@ -1,0 +1,503 @@
+"""Build the dashboard from its .pbip source and rows: the .pbix, the .pbit and the preview pictures.
+
+  bash sql/local_mysql.sh --with powerbi/requirements.txt python powerbi/build_dashboard.py
+
+puts the sample market inside; add --from-mysql for your own table (its newest HistoryDays), and --out FOLDER to leave
+the files here as they are.
+
+The dashboard is edited in the source alone: tables, measures and queries in the .SemanticModel folder (TMDL), pages and
+visuals in the .Report folder (PBIR).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+PROJECT_DIR = Path(__file__).resolve().parent.parent
+sys.path.append(str(PROJECT_DIR))  # the scripts stand one folder up
+
+from etl_crypto import (  # noqa: E402
+    COLUMNS,
+    ConfigError,
+    DataError,
+    Settings,
+    connect,
+    end_process,
+    explain,
+    make_parser,
+    mysql_errors,
+    parse_settings,
+    print_result,
+    read_market,
+    read_snapshot,
+    run_script,
+)
+from segment_and_load import TIERS, assign_tiers  # noqa: E402
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    import pandas as pd
+
+log = logging.getLogger("build_dashboard")
+
+NAME = "CryptoMarketAnalytics"
+SOURCE = PROJECT_DIR / "powerbi"
+MODEL_DIR = SOURCE / f"{NAME}.SemanticModel" / "definition"
+REPORT_DIR = SOURCE / f"{NAME}.Report"
+THEME = REPORT_DIR / "StaticResources" / "RegisteredResources" / "CryptoMarketTheme.json"
+SAMPLE_FILES = sorted((PROJECT_DIR / "tests" / "data").glob("*.json.gz"))
+MANY_ROWS = 200_000  # half a minute and 30 MB
+
+# The files' own formats.
+LAYOUT_VERSION = "1.28"  # of the container with Report/Layout, which Desktop was seen to open
+CONFIG_VERSION = "5.61"
+ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the same source makes the same .pbit
+CONTENT_TYPES = (
+    '\ufeff<?xml version="1.0" encoding="utf-8"?>'
+    '<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types">'
+    '<Default Extension="json" ContentType="" />{overrides}</Types>'
+)
+JSON_PARTS = ("Settings", "Metadata")
+PLURALS = {"changedProperty": "changedProperties", "hierarchy": "hierarchies"}  # of TMSL
+
+
+# ------------------------------------------------------------------------------------------------ rows for the model
+
+
+def read_sample_rows(columns: list[str]) -> pd.DataFrame:
+    """The sample market as the pipeline writes it, with its default tiers."""
+    import pandas as pd
+
+    settings = parse_settings({}, needs_database=False)
+    markets = (read_market(read_snapshot(settings, path)) for path in SAMPLE_FILES)
+    rows = pd.DataFrame([row for market in markets for row in market.rows], columns=COLUMNS)
+    rows["market_cap_tier"] = assign_tiers(rows["market_cap"].astype("float64"), settings)
+    return rows[columns]
+
+
+def read_mysql_rows(settings: Settings, columns: list[str], days: int) -> pd.DataFrame:
+    """The rows of the newest `days` (0: all) of crypto_prices, as the query in the model reads them."""
+    import pandas as pd
+
+    since = "timestamp > (SELECT MAX(timestamp) FROM crypto_prices) - INTERVAL %s DAY" if days else "%s = 0"
+    with closing(connect(settings)) as connection, closing(connection.cursor()) as cursor:
+        try:
+            cursor.execute(
+                f"SELECT {', '.join(columns)} FROM crypto_prices WHERE {since} ORDER BY timestamp, coin_id",
+                (days,),
+            )
+            rows = pd.DataFrame(cursor.fetchall(), columns=columns)
+        except mysql_errors() as error:
+            raise explain(error, settings) from error
+    if rows.empty:
+        raise DataError(
+            f"{settings.mysql_database}.crypto_prices is empty: run pipeline_orchestrator.py first, or build without"
+            " --from-mysql to have the sample market inside"
+        )
+    if len(rows) > MANY_ROWS:
+        log.warning(
+            "%d rows go into the .pbix, which takes minutes: lower HistoryDays in expressions.tmdl, or build without"
+            " --from-mysql and refresh in Power BI",
+            len(rows),
+        )
+    return rows
+
+
+def label_coins(rows: pd.DataFrame) -> pd.Series:
+    """A label for each row, one for each coin_id: its newest name and symbol, with the id where coins share them.
+
+    The query in the model does the same: what counts as shared ignores case, as Power BI does.
+    """
+    newest = rows.sort_values("timestamp").drop_duplicates("coin_id", keep="last").set_index("coin_id")
+    symbols = newest["symbol"].str.upper().map(lambda symbol: f" ({symbol})" if symbol else "")
+    labels = (newest["name"] + symbols).where(newest["name"].str.strip() != "", newest.index.to_series())
+    shared = labels.str.strip().str.lower().duplicated(keep=False)
+    labels = labels.where(~shared, labels + " - " + labels.index)
+    return rows["coin_id"].map(labels)
+
+
+def to_records(rows: pd.DataFrame) -> list[dict[str, object]]:
+    """Rows as the library takes them: None for NULL, and Python's own types."""
+    return rows.astype("object").where(rows.notna(), None).to_dict("records")
+
+
+# ---------------------------------------------------------------------------------------------------- the data model
+
+
+def read_model(folder: Path) -> dict[str, Any]:
+    """The model in the TMDL files of `folder` as TMSL, which is what DataModelSchema in a .pbit holds."""
+    from pbix_mcp.formats.tmdl_reader import parse_tmdl_document
+
+    found: dict[str, dict[str, dict]] = {}
+    order: list[tuple[str, str]] = []
+    for path in [*sorted(folder.glob("*.tmdl")), *sorted(folder.glob("tables/*.tmdl"))]:
+        text = path.read_text(encoding="utf-8")
+        described = {
+            (kind, name.strip("'")): " ".join(line.strip().removeprefix("///").strip() for line in lines.splitlines())
+            for lines, kind, name in re.findall(r"((?:^\t*///.*\n)+)\t*(\w+) ('[^']+'|\S+)", text, re.M)
+        }
+        for node in parse_tmdl_document(re.sub(r"^\t*///.*\n", "", text, flags=re.M)):
+            if node.kind == "ref":
+                order.append(tuple(node.name.split()))
+            else:
+                found.setdefault(node.kind, {})[node.name] = to_tmsl(node, described)
+    (database,), (model,) = found["database"].values(), found["model"].values()
+    del model["name"]
+    for kind in ("table", "relationship", "expression"):
+        listed = [name for listed_kind, name in order if listed_kind == kind] or list(found[kind])
+        model[f"{kind}s"] = [found[kind][name] for name in listed]
+    return {
+        "name": database["name"],
+        "compatibilityLevel": int(database["compatibilityLevel"]),
+        "model": model,
+    }
+
+
+def to_tmsl(node: Any, described: dict[tuple[str, str], str]) -> dict[str, Any]:
+    """One object of a TMDL document, with all that is in it, as TMSL."""
+
+    def reference(text: str) -> list[str]:
+        return [name.strip("'") for name in re.findall(r"'[^']+'|[^.]+", text)]
+
+    tmsl: dict[str, Any] = {"name": node.name} | {flag: True for flag in sorted(node.flags)} | node.props
+    if description := described.get((node.kind, node.name)):
+        tmsl["description"] = description
+    match node.kind:
+        case "annotation":
+            return {"name": node.name, "value": node.expression}
+        case "changedProperty":  # what was set by hand in Desktop
+            return {"property": node.expression}
+        case "partition":
+            tmsl["source"] = {"type": node.expression, "expression": node.child("source").expression}
+            return tmsl
+        case "relationship":
+            for end in ("from", "to"):
+                tmsl[f"{end}Table"], tmsl[f"{end}Column"] = reference(tmsl.pop(f"{end}Column"))
+        case "measure" | "expression":
+            tmsl["expression"] = node.expression
+            if node.kind == "expression":
+                tmsl["kind"] = "m"
+    for child in node.children:
+        if child.kind == "dataAccessOptions":
+            tmsl[child.kind] = {flag: True for flag in sorted(child.flags)}
+        elif child.kind not in node.flags:
+            tmsl.setdefault(PLURALS.get(child.kind, f"{child.kind}s"), []).append(to_tmsl(child, described))
+    return tmsl
+
+
+def history_days(model: dict[str, Any]) -> int:
+    """The value of the parameter HistoryDays."""
+    (expression,) = (e["expression"] for e in model["model"]["expressions"] if e["name"] == "HistoryDays")
+    return int(expression.split()[0])
+
+
+def columns_to_read(model: dict[str, Any]) -> list[str]:
+    """The columns of the database that the model has, and those that make the label of a coin."""
+    (table,) = (table for table in model["model"]["tables"] if table["name"] == "crypto_prices")
+    columns = [column["name"] for column in table["columns"]]
+    return [*(column for column in columns if column != "coin"), "name", "symbol"]
+
+
+def build_parts(model: dict[str, Any], rows: dict[str, list[dict]]) -> dict[str, bytes]:
+    """The parts of a .pbix with `rows` in its tables; the report is not among them."""
+    from pbix_mcp.builder import PBIXBuilder
+    from pbix_mcp.formats.abf_rebuild import rebuild_abf_with_modified_sqlite
+    from pbix_mcp.formats.datamodel_roundtrip import compress_datamodel, decompress_datamodel
+
+    builder = PBIXBuilder(NAME)
+    for table in model["model"]["tables"]:
+        columns = [{"name": column["name"], "data_type": column["dataType"]} for column in table["columns"]]
+        builder.add_table(table["name"], columns, rows=rows[table["name"]])
+        for measure in table.get("measures", []):
+            builder.add_measure(
+                table["name"],
+                measure["name"],
+                measure["expression"],
+                description=measure.get("description", ""),
+                format_string=measure.get("formatString"),
+            )
+    for relationship in model["model"]["relationships"]:
+        ends = (relationship[key] for key in ("fromTable", "fromColumn", "toTable", "toColumn"))
+        builder.add_relationship(*ends, auto_orient=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the library warns of what Desktop would refuse
+        archive = zipfile.ZipFile(io.BytesIO(builder.build()))
+    parts = {part: archive.read(part) for part in ("DiagramLayout", "Settings", "Metadata", "DataModel")}
+    backup = decompress_datamodel(parts["DataModel"])
+    backup = rebuild_abf_with_modified_sqlite(backup, lambda metadata: complete_metadata(metadata, model))
+    parts["DataModel"] = compress_datamodel(backup, original_dm=parts["DataModel"])
+    return parts
+
+
+def complete_metadata(metadata: sqlite3.Connection, model: dict[str, Any]) -> None:
+    """Write into the model's own database what the library's builder does not: the rest of the TMDL."""
+    from pbix_mcp import server
+    from pbix_mcp.formats.tmdl_reader import parse_tmdl_folder
+
+    server._apply_tmdl_metadata(metadata, parse_tmdl_folder(str(MODEL_DIR)))
+    annotate = "UPDATE Annotation SET Value = ? WHERE Name = ? AND ObjectType = ? AND ObjectID = ?"
+    for annotation in model["model"].get("annotations", []):
+        metadata.execute(annotate, (annotation["value"], annotation["name"], 1, 1))
+    for expression in model["model"]["expressions"]:
+        metadata.execute(
+            "UPDATE Expression SET Description = ? WHERE Name = ?", (expression.get("description"), expression["name"])
+        )
+    for table in model["model"]["tables"]:
+        (table_id,) = metadata.execute("SELECT ID FROM [Table] WHERE Name = ?", (table["name"],)).fetchone()
+        metadata.execute("UPDATE [Table] SET Description = ? WHERE ID = ?", (table.get("description"), table_id))
+        for column in table["columns"]:
+            (column_id,) = metadata.execute(
+                "SELECT ID FROM [Column] WHERE TableID = ? AND ExplicitName = ?", (table_id, column["name"])
+            ).fetchone()
+            metadata.execute("UPDATE [Column] SET Description = ? WHERE ID = ?", (column.get("description"), column_id))
+            for annotation in column.get("annotations", []):
+                metadata.execute(annotate, (annotation["value"], annotation["name"], 4, column_id))
+    metadata.commit()
+
+
+# --------------------------------------------------------------------------------------------------------- the report
+
+
+class Page(NamedTuple):
+    """A page of the report, as its PBIR files hold it."""
+
+    definition: dict[str, Any]
+    visuals: list[dict[str, Any]]  # from back to front
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_pages() -> list[Page]:
+    """The pages of the report, in their order."""
+    pages = REPORT_DIR / "definition" / "pages"
+    return [
+        Page(
+            read_json(pages / name / "page.json"),
+            sorted(
+                (read_json(path) for path in pages.glob(f"{name}/visuals/*/visual.json")),
+                key=lambda visual: visual["position"]["z"],
+            ),
+        )
+        for name in read_json(pages / "pages.json")["pageOrder"]
+    ]
+
+
+def read_resources() -> dict[str, bytes]:
+    """The themes, by the name of their part in the container."""
+    return {
+        path.relative_to(SOURCE).as_posix().replace(REPORT_DIR.name, "Report"): path.read_bytes()
+        for path in sorted((REPORT_DIR / "StaticResources").glob("*/**/*.json"))
+    }
+
+
+def to_layout(pages: Iterable[Page], model: dict[str, Any]) -> dict[str, Any]:
+    """The report as Report/Layout, the one file in which a .pbix held it before PBIR."""
+    report = read_json(REPORT_DIR / "definition" / "report.json")
+    package_types = {"RegisteredResources": 1, "SharedResources": 2}
+    item_types = {"CustomTheme": 201, "BaseTheme": 202}
+    themes = report["themeCollection"]
+    config = {
+        "version": CONFIG_VERSION,
+        "themeCollection": {
+            kind: {"name": theme["name"], "version": CONFIG_VERSION, "type": package_types[theme["type"]]}
+            for kind, theme in themes.items()
+        },
+        "activeSectionIndex": 0,
+        "defaultDrillFilterOtherVisuals": True,
+        "linguisticSchemaSyncVersion": 0,
+        "settings": report["settings"] | {"useNewFilterPaneExperience": True},
+        "objects": report.get("objects", {}),
+    }
+    return {
+        "id": 0,
+        "resourcePackages": [
+            {
+                "resourcePackage": {
+                    "name": package["name"],
+                    "type": package_types[package["type"]],
+                    "items": [item | {"type": item_types[item["type"]]} for item in package["items"]],
+                    "disabled": False,
+                }
+            }
+            for package in report["resourcePackages"]
+        ],
+        "sections": [
+            {
+                "id": ordinal,
+                "name": page["name"],
+                "displayName": page["displayName"],
+                "filters": "[]",
+                "ordinal": ordinal,
+                "visualContainers": [to_container(visual, model) for visual in visuals],
+                "config": json.dumps({"objects": page.get("objects", {})}),
+                "displayOption": 1,  # fit to page
+                "width": page["width"],
+                "height": page["height"],
+            }
+            for ordinal, (page, visuals) in enumerate(pages)
+        ],
+        "config": json.dumps(config),
+        "layoutOptimization": 0,
+    }
+
+
+def to_container(visual: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
+    """One visual of a page as Report/Layout holds it."""
+    from pbix_mcp.report_binding import compile_visual_binding
+
+    types = {
+        (table["name"], column["name"]): column["dataType"]
+        for table in model["model"]["tables"]
+        for column in table["columns"]
+    }
+    source, position = visual["visual"], visual["position"]
+    single: dict[str, Any] = {"visualType": source["visualType"], "drillFilterOtherVisuals": True}
+    if "query" in source:
+        single |= to_query(source["query"])
+    for here, there in (("objects", "objects"), ("visualContainerObjects", "vcObjects")):
+        if here in source:
+            single[there] = source[here]
+    config = {"name": visual["name"], "layouts": [{"id": 0, "position": position}], "singleVisual": single}
+    filters = [
+        {key: each[key] for key in ("name", "filter", "type")} | {"expression": each["field"], "ordinal": ordinal}
+        for ordinal, each in enumerate(visual.get("filterConfig", {}).get("filters", []))
+    ]
+    container = position | {"filters": json.dumps(filters)}
+    if "query" in source:
+        query, transforms = compile_visual_binding(
+            single, lambda table, field, is_measure: None if is_measure else types[table, field]
+        )
+        container |= {"query": json.dumps(query), "dataTransforms": json.dumps(transforms)}
+    return container | {"config": json.dumps(config)}
+
+
+def to_query(query: dict[str, Any]) -> dict[str, Any]:
+    """What a visual asks the model, in the older form: tables under an alias, each field once, and its roles."""
+    aliases: dict[str, str] = {}
+
+    def aliased(field: Any) -> Any:
+        if isinstance(field, list):
+            return [aliased(each) for each in field]
+        if not isinstance(field, dict):
+            return field
+        if "Entity" in field:
+            return {"Source": aliases.setdefault(field["Entity"], f"t{len(aliases)}")}
+        return {key: aliased(value) for key, value in field.items()}
+
+    selected, projections, names = {}, {}, {}
+    for role, state in query["queryState"].items():
+        for projection in state["projections"]:
+            reference = projection["queryRef"]
+            active = {"active": True} if projection.get("active") else {}
+            projections.setdefault(role, []).append({"queryRef": reference} | active)
+            native = projection.get("nativeQueryRef", reference)
+            selected[reference] = aliased(projection["field"]) | {"Name": reference, "NativeReferenceName": native}
+            if "displayName" in projection:
+                names[reference] = {"displayName": projection["displayName"]}
+    sort = [
+        {"Direction": 1 if order["direction"] == "Ascending" else 2, "Expression": aliased(order["field"])}
+        for order in query.get("sortDefinition", {}).get("sort", [])
+    ]
+    tables = [{"Name": alias, "Entity": table, "Type": 0} for table, alias in aliases.items()]
+    prototype = {"Version": 2, "From": tables, "Select": list(selected.values())} | ({"OrderBy": sort} if sort else {})
+    return {"projections": projections, "prototypeQuery": prototype} | ({"columnProperties": names} if names else {})
+
+
+# ---------------------------------------------------------------------------------------------------------- the files
+
+
+def write_container(path: Path, parts: dict[str, bytes]) -> None:
+    """Write a .pbix or .pbit, whole or not at all."""
+    overrides = (
+        f'<Override PartName="/{part}" ContentType="{"application/json" if part in JSON_PARTS else ""}" />'
+        for part in parts
+        if not part.endswith(".json")
+    )
+    content = {"[Content_Types].xml": CONTENT_TYPES.format(overrides="".join(overrides)).encode()} | parts
+    unfinished = path.with_name(path.name + ".tmp")
+    with zipfile.ZipFile(unfinished, "w") as archive:
+        for part, data in content.items():
+            # Desktop reads the model where it lies in the file: it is stored, all else is deflated
+            method = zipfile.ZIP_STORED if part == "DataModel" else zipfile.ZIP_DEFLATED
+            archive.writestr(zipfile.ZipInfo(part, ZIP_TIME), data, method)
+    unfinished.replace(path)
+
+
+def utf16(document: Any) -> bytes:
+    """A text, or JSON, as most parts hold it: UTF-16 without a byte order mark."""
+    text = document if isinstance(document, str) else json.dumps(document, ensure_ascii=False)
+    return text.encode("utf-16-le")
+
+
+def build(rows: pd.DataFrame, model: dict[str, Any], out: Path) -> Iterator[Path]:
+    """Write all built files to `out`; each path comes when it is written."""
+    from draw_preview import draw_previews
+
+    rows = rows.assign(coin=label_coins(rows)).drop(columns=["name", "symbol"])
+    tiers = [{"market_cap_tier": tier, "tier_order": order} for order, tier in enumerate(TIERS, start=1)]
+    parts = build_parts(model, {"crypto_prices": to_records(rows), "Tier": tiers})
+    data_model = parts.pop("DataModel")
+    pages = read_pages()
+    common = {"Version": utf16(LAYOUT_VERSION)} | parts | {"Report/Layout": utf16(to_layout(pages, model))}
+    resources = read_resources()
+
+    out.mkdir(parents=True, exist_ok=True)
+    dashboard = out / f"{NAME}.pbix"
+    write_container(dashboard, common | {"DataModel": data_model} | resources)
+    yield dashboard
+    write_container(out / f"{NAME}.pbit", common | {"DataModelSchema": utf16(model)} | resources)
+    yield out / f"{NAME}.pbit"
+    yield from draw_previews(dashboard, model, pages, read_json(THEME), out)
+
+
+def require_packages() -> None:
+    """Raise ConfigError unless the packages that only the build needs are there."""
+    for module, package in (("pbix_mcp", "pbix-mcp"), ("matplotlib", "matplotlib")):
+        if find_spec(module) is None:
+            raise ConfigError(
+                f"the Python package {package} is missing: {sys.executable} -m pip install -r powerbi/requirements.txt,"
+                " or build by bash sql/local_mysql.sh --with powerbi/requirements.txt python powerbi/build_dashboard.py"
+            )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line in, exit code out."""
+    parser = make_parser("build_dashboard.py", __doc__)
+    parser.add_argument("--from-mysql", action="store_true", help="put your own table inside, not the sample market")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, default=SOURCE, help="write the built files there")
+    parser.add_argument("--env-file", metavar="PATH", type=Path, help="read the settings here, not in .env")
+    parser.set_defaults(quiet=False, verbose=False)
+    options = parser.parse_args(argv)
+
+    def work(settings: Settings) -> int:
+        require_packages()
+        model = read_model(MODEL_DIR)
+        columns = columns_to_read(model)
+        if options.from_mysql:
+            rows = read_mysql_rows(settings, columns, history_days(model))
+        else:
+            rows = read_sample_rows(columns)
+        print_result(f"{len(rows)} rows of {rows['timestamp'].nunique()} snapshots")
+        for path in build(rows, model, options.out):
+            print_result(f"wrote {path}")
+        return 0
+
+    return run_script(log, options, work, needs_database=options.from_mysql)
+
+
+if __name__ == "__main__":
+    end_process(main())

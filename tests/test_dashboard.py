@@ -1,0 +1,644 @@
+"""The dashboard says what SQL says over the same rows, and the built files say what the source says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from build_dashboard import MODEL_DIR, NAME, SOURCE, THEME, history_days, read_json, read_model, read_pages
+from draw_preview import Dashboard, Field, format_figure, rank_filter
+from matplotlib import image
+from pbix_mcp.formats.abf_rebuild import read_metadata_sqlite
+from pbix_mcp.formats.datamodel_roundtrip import decompress_datamodel
+from pbix_mcp.formats.model_reader import ModelReader
+
+from segment_and_load import TIERS
+from tests.conftest import SETTING_PREFIXES, Database
+
+MODEL = read_model(MODEL_DIR)
+TABLES = {table["name"]: table for table in MODEL["model"]["tables"]}
+MEASURES = {measure["name"]: measure for measure in TABLES["crypto_prices"]["measures"]}
+COLUMNS = {column["name"]: column for column in TABLES["crypto_prices"]["columns"]}
+(MAIN_QUERY,) = (partition["source"]["expression"] for partition in TABLES["crypto_prices"]["partitions"])
+PAGES = read_pages()
+VISUALS = {visual["name"]: visual for page in PAGES for visual in page.visuals}
+COIN_ID, COIN, TIME, TIER = (
+    Field(table, name, False, name)
+    for table, name in (
+        ("crypto_prices", "coin_id"),
+        ("crypto_prices", "coin"),
+        ("crypto_prices", "timestamp"),
+        ("Tier", "market_cap_tier"),
+    )
+)
+
+NEWEST = datetime(2026, 11, 22, 12, 0)
+
+
+def make_row(coin_id: str, timestamp: datetime = NEWEST, **changes: object) -> dict[str, object]:
+    """A row of crypto_prices, a small coin that rose 1 per cent; `changes` replace its columns."""
+    return {
+        "timestamp": timestamp,
+        "coin_id": coin_id,
+        "symbol": coin_id[:4],
+        "name": coin_id.title(),
+        "current_price": 2.0,
+        "market_cap": 250e6,
+        "total_volume": 1e6 + sum(coin_id.encode()),
+        "high_24h": 2.2,
+        "low_24h": 1.9,
+        "price_change_percentage_24h": 1.0,
+        "market_cap_tier": "Small Cap",
+    } | changes
+
+
+def make_awkward_market() -> list[dict[str, object]]:
+    """A market with all that real data holds: more coins fall than rise, ties at rank 5, one name twice, NULL, 0."""
+    newest = [
+        make_row(
+            "bitcoin",
+            current_price=87412.25,
+            market_cap=1.7e12,
+            market_cap_tier="Large Cap",
+            high_24h=88000.5,
+            low_24h=86000.0,
+            price_change_percentage_24h=0.5,
+            total_volume=4e10,
+        ),
+        make_row(
+            "ether",
+            current_price=3100.0,
+            market_cap=3.8e11,
+            market_cap_tier="Large Cap",
+            high_24h=3200.0,
+            low_24h=3000.0,
+            price_change_percentage_24h=-3.0,
+            total_volume=2e10,
+        ),
+        make_row("no-change", market_cap=2e9, market_cap_tier="Mid Cap", price_change_percentage_24h=None),
+        make_row("twin-a", name="Twin", symbol="twn", price_change_percentage_24h=9.0, total_volume=5e9),
+        make_row("twin-b", name="Twin", symbol="twn", price_change_percentage_24h=-9.0, total_volume=5e9),
+        make_row("twin-c", name="TWIN", symbol="TWN", price_change_percentage_24h=-8.0),
+        make_row("leaps", price_change_percentage_24h=250.0),
+        make_row("climbs", price_change_percentage_24h=7.0),
+        make_row("rises", price_change_percentage_24h=6.0),
+        make_row("tie-1", price_change_percentage_24h=2.0, total_volume=3e9),
+        make_row("tie-2", price_change_percentage_24h=2.0, total_volume=3e9),
+        make_row("no-cap", market_cap=None, market_cap_tier="Unknown", price_change_percentage_24h=-5.0),
+        make_row("zero-cap", market_cap=0.0, market_cap_tier="Unknown", price_change_percentage_24h=-60.0),
+        make_row("no-high", high_24h=None),
+        make_row("no-low", low_24h=None, price_change_percentage_24h=-0.1),
+        make_row("no-price", current_price=None, price_change_percentage_24h=-0.2),
+        make_row(
+            "free", current_price=0.0, high_24h=0.0, low_24h=0.0, price_change_percentage_24h=0.0, total_volume=0.0
+        ),
+        make_row("no-volume", total_volume=None, price_change_percentage_24h=-0.3),
+        make_row(
+            "tiny",
+            current_price=1.234e-9,
+            high_24h=1.3e-9,
+            low_24h=1.1e-9,
+            market_cap=5e6,
+            market_cap_tier="Micro/Nano Cap",
+            price_change_percentage_24h=-7.0,
+        ),
+        make_row("nameless", name="", symbol="", price_change_percentage_24h=-6.0),
+        make_row("renamed", name="New Name", symbol="new", price_change_percentage_24h=-4.0),
+        make_row("emoji", name="Émoji 🏮 =1+1 %(name)s", symbol="", price_change_percentage_24h=-4.5),
+    ]
+    # Earlier, figures of quite another size: any of them in a figure of the newest snapshot would show.
+    before = [
+        make_row(
+            str(row["coin_id"]),
+            NEWEST - timedelta(days=days),
+            current_price=500.0 + days,
+            market_cap=9e12 + days,
+            high_24h=900.0,
+            low_24h=100.0,
+            price_change_percentage_24h=77.0 * days,
+            total_volume=8e12,
+            name="Old Name" if row["coin_id"] == "renamed" else row["name"],
+            symbol=row["symbol"],
+        )
+        for days in (1, 2, 89)
+        for row in newest
+        if not (days == 2 and row["coin_id"] == "ether")
+    ]
+    gone = [make_row("gone", NEWEST - timedelta(days=1), market_cap=5e13, market_cap_tier="Large Cap")]
+    too_old = [make_row("bitcoin", NEWEST - timedelta(days=days), current_price=1.0) for days in (90, 200)]
+    return newest + before + gone + too_old
+
+
+def fill(database: Database, rows: list[dict[str, object]]) -> None:
+    columns = list(rows[0])
+    with database.server.cursor() as cursor:
+        for start in range(0, len(rows), 1000):
+            cursor.executemany(
+                f"INSERT INTO crypto_prices ({', '.join(columns)}) VALUES ({', '.join(['%s'] * len(columns))})",
+                [tuple(row.values()) for row in rows[start : start + 1000]],
+            )
+
+
+def build(folder: Path, *options: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run the build into `folder`, with these settings and no other."""
+    env_file = folder.with_name(f"{folder.name}.env")
+    env_file.write_text("", encoding="utf-8")
+    bare = {key: value for key, value in os.environ.items() if not key.startswith(SETTING_PREFIXES)}
+    return subprocess.run(
+        [sys.executable, SOURCE / "build_dashboard.py", "--out", folder, "--env-file", env_file, *options],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=bare | settings,
+    )
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the build makes of the source and the sample market."""
+    folder = tmp_path_factory.mktemp("sample")
+    built = build(folder)
+    assert (built.returncode, built.stderr) == (0, "")
+    return folder
+
+
+class Market:
+    """A database with a market, and the dashboard built from it."""
+
+    def __init__(self, database: Database, folder: Path, rows: list[dict[str, object]]) -> None:
+        self.database = database
+        fill(database, rows)
+        built = build(folder, "--from-mysql", **database.settings())
+        assert (built.returncode, built.stderr) == (0, "")
+        self.dashboard = Dashboard(folder / f"{NAME}.pbix", MODEL)
+
+    def sql(self, query: str) -> list[tuple]:
+        """The rows of a query; in it, `prices` are the rows that the dashboard has, `latest` the newest of them."""
+        return self.database.execute(
+            "WITH newest AS (SELECT MAX(timestamp) AS moment FROM crypto_prices),"
+            " prices AS (SELECT c.* FROM crypto_prices c, newest"
+            f" WHERE timestamp > moment - INTERVAL {history_days(MODEL)} DAY),"
+            f" latest AS (SELECT prices.* FROM prices, newest WHERE timestamp = moment) {query}"
+        )
+
+    def groups(self, columns: list[Field], measure: str) -> dict[Any, Any]:
+        """A measure by the values of `columns`, without the groups where it is blank."""
+        names = [column.name for column in columns]
+        return {tuple(row[name] for name in names): row[measure] for row in self.dashboard.groups(columns, [measure])}
+
+
+@pytest.fixture(scope="module")
+def make_market(server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Makes markets, whose databases and open dashboards last as long as the tests of this file."""
+    markets: list[Market] = []
+
+    def make(rows: list[dict[str, object]]) -> Market:
+        markets.append(Market(Database(server), tmp_path_factory.mktemp("market"), rows))
+        markets[-1].dashboard.__enter__()
+        return markets[-1]
+
+    yield make
+    for market in markets:
+        market.dashboard.__exit__()
+        market.database.drop()
+
+
+@pytest.fixture(scope="module")
+def awkward(make_market: Any) -> Market:
+    return make_market(make_awkward_market())
+
+
+# ------------------------------------------------------------------------------------------------ figures against SQL
+
+FIGURES = {
+    "Latest Snapshot": "MAX(timestamp)",
+    "Coins in Snapshot": "COUNT(*)",
+    "Total Market Cap": "SUM(market_cap)",
+    "Total 24h Volume": "SUM(total_volume)",
+    "Avg 24h Price Change %": "AVG(price_change_percentage_24h) / 100",
+    "Avg 24h Price Range": "AVG(high_24h - low_24h)",
+    "Avg 24h Price Range %": "AVG((high_24h - low_24h) / NULLIF(current_price, 0))",
+    "Market Cap Share": "SUM(market_cap) / (SELECT SUM(market_cap) FROM latest)",
+    "Price": "AVG(current_price)",
+}
+RANKS = {
+    "Gainer Rank": ("price_change_percentage_24h", "DESC"),
+    "Loser Rank": ("price_change_percentage_24h", "ASC"),
+    "Volume Rank": ("total_volume", "DESC"),
+}
+TRENDS = {"Market Cap (trend)": "SUM(market_cap)", "Price (trend)": "AVG(current_price)"}
+TEXTS = {"As Of", "Price Label", "Change Colour", "Price Chart Rank"}
+
+
+def comparable(figure: Any) -> Any:
+    """A figure of SQL or of the dashboard, so that both compare: times as text, whole numbers as float."""
+    if figure is None or isinstance(figure, str):
+        return figure
+    return figure.isoformat() if isinstance(figure, datetime) else pytest.approx(float(figure), rel=1e-12)
+
+
+def test_no_measure_goes_untested():
+    assert {*FIGURES, *RANKS, *TRENDS, *TEXTS} == set(MEASURES)
+
+
+@pytest.mark.parametrize("measure", FIGURES)
+def test_a_figure_of_all_coins_is_that_of_sql(awkward: Market, measure: str):
+    ((expected,),) = awkward.sql(f"SELECT {FIGURES[measure]} FROM latest")
+
+    assert expected is not None
+    assert awkward.dashboard.values([measure])[measure] == comparable(expected)
+
+
+@pytest.mark.parametrize("measure", [measure for measure in FIGURES if measure != "Latest Snapshot"])
+@pytest.mark.parametrize(("column", "field"), [("market_cap_tier", TIER), ("coin_id", COIN_ID)])
+def test_a_figure_of_each_tier_and_coin_is_that_of_sql(awkward: Market, measure: str, column: str, field: Field):
+    rows = awkward.sql(f"SELECT {column}, {FIGURES[measure]} FROM latest GROUP BY {column}")
+    expected = {(group,): comparable(figure) for group, figure in rows if figure is not None}
+
+    assert len(expected) >= 4
+    assert awkward.groups([field], measure) == expected
+
+
+@pytest.mark.parametrize("measure", TRENDS)
+@pytest.mark.parametrize("column", ["market_cap_tier", "coin_id", None])
+def test_a_trend_is_that_of_sql(awkward: Market, measure: str, column: str | None):
+    by = ["timestamp", column] if column else ["timestamp"]
+    rows = awkward.sql(f"SELECT {', '.join(by)}, {TRENDS[measure]} FROM prices GROUP BY {', '.join(by)}")
+    expected = {(group[0].isoformat(), *group[1:]): comparable(figure) for *group, figure in rows if figure is not None}
+
+    found = awkward.groups([Field("crypto_prices", name, False, name) for name in by], measure)
+
+    assert len({group[0] for group in expected}) == 4
+    assert found == expected
+
+
+@pytest.mark.parametrize("measure", RANKS)
+@pytest.mark.parametrize("field", [COIN_ID, COIN])
+def test_a_rank_is_that_of_sql(awkward: Market, measure: str, field: Field):
+    column, order = RANKS[measure]
+    ranks = dict(
+        awkward.sql(f"SELECT coin_id, RANK() OVER (ORDER BY {column} {order}) FROM latest WHERE {column} IS NOT NULL")
+    )
+    labels = dict(awkward.groups([COIN_ID, COIN], "Coins in Snapshot"))
+    key = {coin_id: coin if field is COIN else coin_id for coin_id, coin in labels}
+
+    assert len(ranks) == 21
+    assert awkward.groups([field], measure) == {(key[coin_id],): rank for coin_id, rank in ranks.items()}
+
+
+def shown_coins(market: Market, name: str) -> list[str]:
+    """The ids of the coins that a table shows, in its order."""
+    visual = VISUALS[name]
+    rank, low, high = rank_filter(visual)
+    (sort,) = visual["visual"]["query"]["sortDefinition"]["sort"]
+    order = sort["field"]["Measure"]["Property"]
+    rows = market.dashboard.groups([COIN_ID], [rank, order])
+    shown = [row for row in rows if row[rank] is not None and low <= row[rank] <= high]
+    shown.sort(key=lambda row: row["coin_id"])
+    shown.sort(key=lambda row: row[order], reverse=sort["direction"] == "Descending")
+    return [row["coin_id"] for row in shown]
+
+
+def test_the_tables_show_the_first_coins_in_their_order_and_both_of_a_tie_at_the_end(awkward: Market):
+    assert shown_coins(awkward, "table-gainers") == ["leaps", "twin-a", "climbs", "rises", "tie-1", "tie-2"]
+    assert shown_coins(awkward, "table-losers") == ["zero-cap", "twin-b", "twin-c", "tiny", "nameless"]
+    assert shown_coins(awkward, "table-volume")[:6] == ["bitcoin", "ether", "twin-a", "twin-b", "tie-1", "tie-2"]
+
+
+def test_fewer_coins_than_a_table_has_room_for_are_all_shown(make_market: Any):
+    falls = {f"coin-{fall}": -float(fall) for fall in (1, 2, 3)}
+
+    market = make_market([make_row(coin, price_change_percentage_24h=change) for coin, change in falls.items()])
+
+    assert shown_coins(market, "table-gainers") == ["coin-1", "coin-2", "coin-3"]
+    assert shown_coins(market, "table-losers") == ["coin-3", "coin-2", "coin-1"]
+    assert len(shown_coins(market, "table-volume")) == 3
+
+
+def test_history_never_enters_a_figure_of_the_newest_snapshot(awkward: Market, make_market: Any):
+    newest = [row for row in make_awkward_market() if row["timestamp"] == NEWEST]
+    history = [
+        make_row("bitcoin", NEWEST - timedelta(hours=hours), market_cap=9e13, total_volume=9e13, high_24h=1e6)
+        for hours in range(1, 1001)
+    ]
+    alone, thousand = make_market(newest), make_market(newest + history)
+
+    for field in (None, TIER, COIN_ID):
+        for measure in [*FIGURES, *RANKS]:
+            if field is None:
+                found = [market.dashboard.values([measure]) for market in (alone, thousand, awkward)]
+            elif measure != "Latest Snapshot":
+                found = [market.groups([field], measure) for market in (alone, thousand, awkward)]
+            assert found[0] == found[1] == found[2], measure
+    assert len(thousand.groups([TIME], "Market Cap (trend)")) == 1001
+
+
+def test_the_caption_tells_when_and_of_how_many_coins(awkward: Market):
+    assert awkward.dashboard.values(["As Of"]) == {"As Of": "as of 2026-11-22 12:00 UTC, the 22 largest coins"}
+
+
+def test_a_price_below_a_dollar_is_written_with_four_digits_that_count(awkward: Market):
+    labels = awkward.groups([COIN_ID], "Price Label")
+
+    assert labels[("tiny",)] == "$0.000000001234"
+    assert labels[("bitcoin",)] == "$87,412.25"
+    assert labels[("free",)] == "$0.00"
+    assert ("no-price",) not in labels
+
+
+def test_the_colour_of_a_change_is_that_of_its_sign(awkward: Market):
+    colours = awkward.groups([COIN_ID], "Change Colour")
+
+    assert len({colours[coin,] for coin in ("rises", "tiny", "free")}) == 3
+    assert colours["rises",] == colours["bitcoin",]
+    assert colours["tiny",] == colours["ether",]
+
+
+def test_the_price_chart_draws_the_largest_coin_until_others_are_picked(awkward: Market):
+    everything = awkward.groups([COIN_ID], "Price Chart Rank")
+    labels = {coin_id: coin for coin_id, coin in awkward.groups([COIN_ID, COIN], "Coins in Snapshot")}
+    picked = [labels["tiny"], labels["ether"]]
+    rows = awkward.dashboard.groups([COIN], ["Price Chart Rank"], {"crypto_prices.coin": picked})
+    ranks = {row["coin"]: row["Price Chart Rank"] for row in rows}
+
+    assert everything == {("bitcoin",): 1}
+    assert [ranks[coin] for coin in picked] == [2, 1]
+
+
+# ------------------------------------------------------------------------------------------------------------- labels
+
+
+def test_a_label_is_the_newest_name_of_one_coin_alone(awkward: Market):
+    table = ModelReader(str(awkward.dashboard.path)).get_table("crypto_prices")
+    at_id, at_coin = (table["columns"].index(name) for name in ("coin_id", "coin"))
+    pairs = {(row[at_id], row[at_coin]) for row in table["rows"]}
+    coins = dict(pairs)
+
+    assert len(pairs) == len(coins) == 23  # a coin has one label, whatever it was called before
+    assert coins["renamed"] == "New Name (NEW)"
+    assert coins["nameless"] == "nameless"
+    assert coins["emoji"] == "Émoji 🏮 =1+1 %(name)s"
+    assert coins["twin-a"] == "Twin (TWN) - twin-a"
+    assert coins["twin-c"] == "TWIN (TWN) - twin-c"
+    assert len({coin.lower() for coin in coins.values()}) == 23
+
+
+# --------------------------------------------------------------------------------------------- the source of the model
+
+
+def test_the_query_filters_and_picks_columns_at_the_source_before_any_step_of_its_own():
+    own_steps = re.search(r"Table\.(Buffer|AddColumn|NestedJoin|TransformColumnTypes|Expand\w+)|Text\.", MAIN_QUERY)
+    at_the_source = MAIN_QUERY[: own_steps.start()]
+    (picked,) = re.findall(r"Kept = Table\.SelectColumns\(Recent, \{(.*?)\}\)", at_the_source)
+
+    assert "Table.SelectRows(Prices, each [timestamp] > Since)" in at_the_source
+    assert "#duration(HistoryDays, 0, 0, 0)" in at_the_source
+    assert set(re.findall(r'"(\w+)"', picked)) == set(COLUMNS) - {"coin"}
+    assert "Value.NativeQuery" not in MAIN_QUERY
+
+
+def test_every_figure_is_typed_as_double_by_the_query():
+    doubles = {name for name, column in COLUMNS.items() if column["dataType"] == "double"}
+
+    assert set(re.findall(r'\{"(\w+)", type number\}', MAIN_QUERY)) == doubles
+    assert {column["dataType"] for column in COLUMNS.values()} == {"double", "string", "dateTime"}
+
+
+def test_the_tiers_of_the_model_are_those_of_the_pipeline_in_their_order():
+    (query,) = (partition["source"]["expression"] for partition in TABLES["Tier"]["partitions"])
+
+    assert re.findall(r'\{"(.+?)", (\d)\}', query) == [(tier, str(order)) for order, tier in enumerate(TIERS, start=1)]
+
+
+def test_every_measure_and_column_is_explained_and_formatted():
+    for measure in MEASURES.values():
+        assert measure["description"] and measure["displayFolder"]
+        assert measure["name"] in {"As Of", "Price Label", "Change Colour"} or measure["formatString"]
+    for table in TABLES.values():
+        assert table["description"] and all(column["description"] for column in table["columns"])
+    hidden = {column["name"] for table in TABLES.values() for column in table["columns"] if column.get("isHidden")}
+    assert hidden == {"market_cap_tier", "tier_order"}
+
+
+# -------------------------------------------------------------------------------------------- the source of the report
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    """How well two colours tell apart, from 1 to 21, as WCAG 2 reckons it."""
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_text_stands_out_from_what_is_behind_it():
+    theme = read_json(THEME)
+    styles = theme["visualStyles"]["*"]["*"]
+    texts = {theme["foreground"], *(each["color"] for each in theme["textClasses"].values())}
+    texts |= {styles[name][0]["fontColor"]["solid"]["color"] for name in ("title", "subTitle")}
+    texts |= {styles[name][0]["labelColor"]["solid"]["color"] for name in ("categoryAxis", "valueAxis", "legend")}
+    texts |= set(re.findall(r'"(#\w{6})"', MEASURES["Change Colour"]["expression"]))
+    table = json.dumps(VISUALS["table-volume"])
+    shades = re.findall(r"'(#\w{6})'", table)
+
+    assert len(texts) >= 4 and len(shades) >= 4
+    for text in texts:
+        assert contrast(text, theme["background"]) >= 4.5, text
+    for shade in shades:  # behind the figures, but for the line between them
+        assert contrast(theme["foreground"], shade) >= 4.5, shade
+    for name in ("header-title", "header-as-of"):
+        header = json.dumps(VISUALS[name])
+        assert contrast("#FFFFFF", re.search(r"'(#\w{6})'", header.partition('"background"')[2])[1]) >= 4.5
+
+
+def test_no_visual_overlaps_another_or_leaves_the_page():
+    for page in PAGES:
+        boxes = [visual["position"] for visual in page.visuals]
+        for box in boxes:
+            assert box["x"] >= 0 and box["x"] + box["width"] <= page.definition["width"]
+            assert box["y"] >= 0 and box["y"] + box["height"] <= page.definition["height"]
+        for one, other in combinations(boxes, 2):
+            apart_in_x = one["x"] + one["width"] <= other["x"] or other["x"] + other["width"] <= one["x"]
+            apart_in_y = one["y"] + one["height"] <= other["y"] or other["y"] + other["height"] <= one["y"]
+            assert apart_in_x or apart_in_y
+
+
+def test_every_visual_says_what_it_shows():
+    for name, visual in VISUALS.items():
+        container = visual["visual"]["visualContainerObjects"]
+        assert container["general"][0]["properties"]["altText"]["expr"]["Literal"]["Value"].strip("'"), name
+        if not name.startswith("header-"):
+            for part in ("title", "subTitle"):
+                assert container[part][0]["properties"]["text"]["expr"]["Literal"]["Value"].strip("'"), name
+
+
+# --------------------------------------------------------------------------------------------------- the built files
+
+
+def read_parts(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def read_metadata(path: Path) -> dict[str, list[tuple]]:
+    """What a .pbix says of its model: every table of its own database that a TMDL file has a word for."""
+    queries = {
+        "model": "SELECT Culture, DefaultPowerBIDataSourceVersion, DiscourageImplicitMeasures FROM Model",
+        "tables": "SELECT Name, Description, IsHidden, LineageTag FROM [Table] WHERE Name NOT LIKE '%$%'",
+        "columns": "SELECT t.Name, c.ExplicitName, c.ExplicitDataType, c.IsHidden, c.FormatString, c.SummarizeBy,"
+        " c.Description, c.LineageTag, s.ExplicitName FROM [Column] c JOIN [Table] t ON t.ID = c.TableID"
+        " LEFT JOIN [Column] s ON s.ID = c.SortByColumnID WHERE t.Name NOT LIKE '%$%'",
+        "measures": "SELECT Name, Expression, FormatString, Description, DisplayFolder, LineageTag FROM Measure",
+        "queries": "SELECT Name, QueryDefinition FROM Partition WHERE QueryDefinition IS NOT NULL",
+        "parameters": "SELECT Name, Expression, Description FROM Expression",
+        "annotations": "SELECT ObjectType, Name, Value FROM Annotation",
+    }
+    metadata = sqlite3.connect(":memory:")
+    metadata.deserialize(read_metadata_sqlite(decompress_datamodel(read_parts(path)["DataModel"])))
+    found = {name: sorted(metadata.execute(query).fetchall(), key=repr) for name, query in queries.items()}
+    metadata.close()
+    return found
+
+
+@pytest.mark.parametrize("name", [f"{NAME}.pbix", f"{NAME}.pbit"])
+def test_the_committed_files_are_what_the_source_makes(sample: Path, name: str):
+    committed, built = read_parts(SOURCE / name), read_parts(sample / name)
+
+    assert committed.keys() == built.keys()
+    for part in committed.keys() - {"DataModel"}:
+        assert committed[part] == built[part], f"{part} differs: run python powerbi/build_dashboard.py"
+
+
+def test_the_committed_model_is_what_the_source_makes(sample: Path):
+    committed, built = SOURCE / f"{NAME}.pbix", sample / f"{NAME}.pbix"
+
+    assert read_metadata(committed) == read_metadata(built)
+    for table in TABLES:
+        one, other = (ModelReader(str(path)).get_table(table) for path in (committed, built))
+        assert one["columns"] == other["columns"]
+        assert len(one["rows"]) and one["rows"] == other["rows"]
+
+
+@pytest.mark.parametrize("name", ["preview-market-overview.png", "preview-market-trends.png"])
+def test_the_committed_pictures_are_what_the_source_makes(sample: Path, name: str):
+    committed, built = (image.imread(folder / name) for folder in (SOURCE, sample))
+
+    assert committed.shape == built.shape
+    different = (abs(committed - built) > 0.1).any(axis=2).mean()
+    assert different < 0.001, "run python powerbi/build_dashboard.py"  # a machine may round a pixel otherwise
+
+
+def test_a_built_model_says_all_that_the_source_says(sample: Path):
+    metadata = read_metadata(sample / f"{NAME}.pbix")
+
+    assert {(name, code, shown) for name, code, _, shown, *_ in metadata["measures"]} == {
+        (measure["name"], measure["expression"], measure["description"]) for measure in MEASURES.values()
+    }
+    assert {(table, name): (shown, by) for table, name, *_, shown, _, by in metadata["columns"] if shown} == {
+        (table["name"], column["name"]): (column["description"], column.get("sortByColumn"))
+        for table in TABLES.values()
+        for column in table["columns"]
+    }
+    assert dict(metadata["queries"]) == {
+        table["name"]: partition["source"]["expression"]
+        for table in TABLES.values()
+        for partition in table["partitions"]
+    }
+    assert metadata["parameters"] == sorted(
+        (each["name"], each["expression"], each["description"]) for each in MODEL["model"]["expressions"]
+    )
+    assert (1, "__PBI_TimeIntelligenceEnabled", "0") in metadata["annotations"]
+
+
+def test_the_template_holds_the_whole_model_and_no_row(sample: Path):
+    parts = read_parts(sample / f"{NAME}.pbit")
+
+    assert json.loads(parts["DataModelSchema"].decode("utf-16-le")) == MODEL
+    assert "DataModel" not in parts
+
+
+def test_every_visual_of_the_source_is_in_the_built_report(sample: Path):
+    layout = json.loads(read_parts(sample / f"{NAME}.pbix")["Report/Layout"].decode("utf-16-le"))
+
+    for page, section in zip(PAGES, layout["sections"], strict=True):
+        built = {json.loads(container["config"])["name"]: container for container in section["visualContainers"]}
+        assert built.keys() == {visual["name"] for visual in page.visuals}
+        for visual in page.visuals:
+            container = built[visual["name"]]
+            single = json.loads(container["config"])["singleVisual"]
+            assert single["vcObjects"] == visual["visual"]["visualContainerObjects"]
+            assert single.get("objects") == visual["visual"].get("objects")
+            assert {key: container[key] for key in ("x", "y", "width", "height")} == {
+                key: visual["position"][key] for key in ("x", "y", "width", "height")
+            }
+            wanted = [each["filter"] for each in visual.get("filterConfig", {}).get("filters", [])]
+            assert [each["filter"] for each in json.loads(container["filters"])] == wanted
+            if "query" in visual["visual"]:
+                asked = visual["visual"]["query"]
+                shown = {
+                    role: [projection["queryRef"] for projection in state["projections"]]
+                    for role, state in asked["queryState"].items()
+                }
+                query = single["prototypeQuery"]
+                assert {role: [each["queryRef"] for each in single["projections"][role]] for role in shown} == shown
+                assert {each["Name"] for each in query["Select"]} == {
+                    name for names in shown.values() for name in names
+                }
+                assert len(query.get("OrderBy", [])) == len(asked.get("sortDefinition", {}).get("sort", []))
+
+
+# -------------------------------------------------------------------------------------------------------- the command
+
+
+def test_an_empty_table_is_named_and_nothing_is_written(server: Any, tmp_path: Path):
+    database = Database(server)
+
+    built = build(tmp_path / "out", "--from-mysql", **database.settings())
+    database.drop()
+
+    assert built.returncode == 3
+    assert built.stderr.count("\n") == 1 and "run pipeline_orchestrator.py first" in built.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_password_is_told_in_one_line(server: Any, tmp_path: Path):
+    database = Database(server)
+
+    built = build(tmp_path / "out", "--from-mysql", **database.settings() | {"MYSQL_PASSWORD": "not this one"})
+    database.drop()
+
+    assert built.returncode == 4
+    assert built.stderr.count("\n") == 1 and "MYSQL_PASSWORD" in built.stderr and "not this one" not in built.stderr
+
+
+@pytest.mark.parametrize(
+    ("figure", "pattern", "text"),
+    [
+        (1512000000000.0, r"\$#,0", "$1,512,000,000,000"),
+        (0.000463468, r"\$#,0.00##", "$0.0005"),
+        (1e-9, r"\$#,0.00########", "$0.000000001"),
+        (87412.0, r"\$#,0.00########", "$87,412.00"),
+        (0.1626839, "+0.00%;-0.00%;0.00%", "+16.27%"),
+        (-0.1428, "+0.00%;-0.00%;0.00%", "-14.28%"),
+        (0.0, "+0.00%;-0.00%;0.00%", "0.00%"),
+        (-2.5, "#,0.0", "-2.5"),
+        (None, "0", ""),
+    ],
+)
+def test_the_pictures_write_figures_as_the_formats_of_the_model_say(figure: float | None, pattern: str, text: str):
+    assert format_figure(figure, pattern) == text
