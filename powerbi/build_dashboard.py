@@ -16,6 +16,7 @@ import json
 import logging
 import re
 import sys
+import unicodedata
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -58,7 +59,7 @@ MODEL_DIR = SOURCE / f"{NAME}.SemanticModel" / "definition"
 REPORT_DIR = SOURCE / f"{NAME}.Report"
 THEME = REPORT_DIR / "StaticResources" / "RegisteredResources" / "CryptoMarketTheme.json"
 SAMPLE_FILES = sorted((PROJECT_DIR / "tests" / "data").glob("*.json.gz"))
-MANY_ROWS = 200_000  # half a minute and 30 MB
+MANY_ROWS = 200_000
 
 # The files' own formats.
 LAYOUT_VERSION = "1.28"  # of the container with Report/Layout, which Desktop was seen to open
@@ -87,16 +88,16 @@ def read_sample_rows(columns: list[str]) -> pd.DataFrame:
     return rows[columns]
 
 
-def read_mysql_rows(settings: Settings, columns: list[str], days: int) -> pd.DataFrame:
+def read_mysql_rows(settings: Settings, columns: list[str], days: float) -> pd.DataFrame:
     """The rows of the newest `days` (0: all) of crypto_prices, as the query in the model reads them."""
     import pandas as pd
 
-    since = "timestamp > (SELECT MAX(timestamp) FROM crypto_prices) - INTERVAL %s DAY" if days else "%s = 0"
+    since = "timestamp > (SELECT MAX(timestamp) FROM crypto_prices) - INTERVAL %s SECOND" if days > 0 else "%s <= 0"
     with closing(connect(settings)) as connection, closing(connection.cursor()) as cursor:
         try:
             cursor.execute(
                 f"SELECT {', '.join(columns)} FROM crypto_prices WHERE {since} ORDER BY timestamp, coin_id",
-                (days,),
+                (round(days * 86400),),
             )
             rows = pd.DataFrame(cursor.fetchall(), columns=columns)
         except mysql_errors() as error:
@@ -108,24 +109,33 @@ def read_mysql_rows(settings: Settings, columns: list[str], days: int) -> pd.Dat
         )
     if len(rows) > MANY_ROWS:
         log.warning(
-            "%d rows go into the .pbix, which takes minutes: lower HistoryDays in expressions.tmdl, or build without"
-            " --from-mysql and refresh in Power BI",
+            "%d rows go into the .pbix, and their pictures take minutes: lower HistoryDays in expressions.tmdl, or"
+            " build without --from-mysql and refresh in Power BI",
             len(rows),
         )
+    if untiered := rows["market_cap_tier"].isna().sum():
+        log.warning("%d rows have no tier and stand under (Blank): run segment_and_load.py, then build again", untiered)
     return rows
 
 
-def label_coins(rows: pd.DataFrame) -> pd.Series:
-    """A label for each row, one for each coin_id: its newest name and symbol, with the id where coins share them.
+def describe_coins(rows: pd.DataFrame) -> pd.DataFrame:
+    """What the query in the model adds to the rows: `coin` and `size_rank`, by coin_id, by the same rules.
 
-    The query in the model does the same: what counts as shared ignores case, as Power BI does.
+    A label is that of one coin: its newest name and symbol, with the id where coins share them, whatever their case, as
+    Power BI tells none. The rank is by market cap in the newest snapshot: 1 is the largest, NaN a coin not in it.
     """
-    newest = rows.sort_values("timestamp").drop_duplicates("coin_id", keep="last").set_index("coin_id")
-    symbols = newest["symbol"].str.upper().map(lambda symbol: f" ({symbol})" if symbol else "")
-    labels = (newest["name"] + symbols).where(newest["name"].str.strip() != "", newest.index.to_series())
-    shared = labels.str.strip().str.lower().duplicated(keep=False)
-    labels = labels.where(~shared, labels + " - " + labels.index)
-    return rows["coin_id"].map(labels)
+    last = rows.sort_values("timestamp").drop_duplicates("coin_id", keep="last").set_index("coin_id")
+    names, symbols = (last[column].map(without_control_characters) for column in ("name", "symbol"))
+    labels = (names + symbols.str.upper().map(" ({})".format).where(symbols != "", "")).where(names != "", last.index)
+    needs_id = labels.str.lower().duplicated(keep=False) | labels.str.contains(" - ", regex=False)
+    present = last[last["timestamp"] == rows["timestamp"].max()].sort_index()
+    sizes = present["market_cap"].astype("float64").rank(method="first", ascending=False, na_option="bottom")
+    return labels.where(~needs_id, labels + " - " + labels.index).to_frame("coin").assign(size_rank=sizes)
+
+
+def without_control_characters(text: str) -> str:
+    """`text` as Power Query's Text.Clean and Text.Trim leave it."""
+    return "".join(char for char in text if unicodedata.category(char) != "Cc").strip()
 
 
 def to_records(rows: pd.DataFrame) -> list[dict[str, object]]:
@@ -197,17 +207,23 @@ def to_tmsl(node: Any, described: dict[tuple[str, str], str]) -> dict[str, Any]:
     return tmsl
 
 
-def history_days(model: dict[str, Any]) -> int:
-    """The value of the parameter HistoryDays."""
+def history_days(model: dict[str, Any]) -> float:
+    """The value of the parameter HistoryDays. Raises ConfigError."""
     (expression,) = (e["expression"] for e in model["model"]["expressions"] if e["name"] == "HistoryDays")
-    return int(expression.split()[0])
+    text = expression.partition(" meta ")[0]
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(
+            f"HistoryDays is {text!r} in expressions.tmdl: set it to a number of days, or 0 for all"
+        ) from None
 
 
 def columns_to_read(model: dict[str, Any]) -> list[str]:
     """The columns of the database that the model has, and those that make the label of a coin."""
     (table,) = (table for table in model["model"]["tables"] if table["name"] == "crypto_prices")
     columns = [column["name"] for column in table["columns"]]
-    return [*(column for column in columns if column != "coin"), "name", "symbol"]
+    return [*(column for column in columns if column not in ("coin", "size_rank")), "name", "symbol"]
 
 
 def build_parts(model: dict[str, Any], rows: dict[str, list[dict]]) -> dict[str, bytes]:
@@ -231,9 +247,11 @@ def build_parts(model: dict[str, Any], rows: dict[str, list[dict]]) -> dict[str,
     for relationship in model["model"]["relationships"]:
         ends = (relationship[key] for key in ("fromTable", "fromColumn", "toTable", "toColumn"))
         builder.add_relationship(*ends, auto_orient=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the library warns of what Desktop would refuse
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         archive = zipfile.ZipFile(io.BytesIO(builder.build()))
+    for warning in caught:  # such as texts that Power BI will take for one
+        log.warning("%s", warning.message)
     parts = {part: archive.read(part) for part in ("DiagramLayout", "Settings", "Metadata", "DataModel")}
     backup = decompress_datamodel(parts["DataModel"])
     backup = rebuild_abf_with_modified_sqlite(backup, lambda metadata: complete_metadata(metadata, model))
@@ -429,12 +447,15 @@ def write_container(path: Path, parts: dict[str, bytes]) -> None:
     )
     content = {"[Content_Types].xml": CONTENT_TYPES.format(overrides="".join(overrides)).encode()} | parts
     unfinished = path.with_name(path.name + ".tmp")
-    with zipfile.ZipFile(unfinished, "w") as archive:
-        for part, data in content.items():
-            # Desktop reads the model where it lies in the file: it is stored, all else is deflated
-            method = zipfile.ZIP_STORED if part == "DataModel" else zipfile.ZIP_DEFLATED
-            archive.writestr(zipfile.ZipInfo(part, ZIP_TIME), data, method)
-    unfinished.replace(path)
+    try:
+        with zipfile.ZipFile(unfinished, "w") as archive:
+            for part, data in content.items():
+                # Desktop reads the model where it lies in the file: it is stored, all else is deflated
+                method = zipfile.ZIP_STORED if part == "DataModel" else zipfile.ZIP_DEFLATED
+                archive.writestr(zipfile.ZipInfo(part, ZIP_TIME), data, method)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def utf16(document: Any) -> bytes:
@@ -447,7 +468,7 @@ def build(rows: pd.DataFrame, model: dict[str, Any], out: Path) -> Iterator[Path
     """Write all built files to `out`; each path comes when it is written."""
     from draw_preview import draw_previews
 
-    rows = rows.assign(coin=label_coins(rows)).drop(columns=["name", "symbol"])
+    rows = rows.join(describe_coins(rows), on="coin_id").drop(columns=["name", "symbol"])
     tiers = [{"market_cap_tier": tier, "tier_order": order} for order, tier in enumerate(TIERS, start=1)]
     parts = build_parts(model, {"crypto_prices": to_records(rows), "Tier": tiers})
     data_model = parts.pop("DataModel")
@@ -455,7 +476,6 @@ def build(rows: pd.DataFrame, model: dict[str, Any], out: Path) -> Iterator[Path
     common = {"Version": utf16(LAYOUT_VERSION)} | parts | {"Report/Layout": utf16(to_layout(pages, model))}
     resources = read_resources()
 
-    out.mkdir(parents=True, exist_ok=True)
     dashboard = out / f"{NAME}.pbix"
     write_container(dashboard, common | {"DataModel": data_model} | resources)
     yield dashboard
@@ -485,6 +505,10 @@ def main(argv: list[str] | None = None) -> int:
 
     def work(settings: Settings) -> int:
         require_packages()
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--out {options.out} cannot be made ({error.strerror}): name another folder") from error
         model = read_model(MODEL_DIR)
         columns = columns_to_read(model)
         if options.from_mysql:
@@ -492,8 +516,14 @@ def main(argv: list[str] | None = None) -> int:
         else:
             rows = read_sample_rows(columns)
         print_result(f"{len(rows)} rows of {rows['timestamp'].nunique()} snapshots")
-        for path in build(rows, model, options.out):
-            print_result(f"wrote {path}")
+        try:
+            for path in build(rows, model, options.out):
+                print_result(f"wrote {path}")
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write {error.filename or options.out} ({error.strerror}): free the disk, close what has the"
+                " file open, or name another folder by --out"
+            ) from error
         return 0
 
     return run_script(log, options, work, needs_database=options.from_mysql)

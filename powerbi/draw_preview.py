@@ -7,8 +7,8 @@ to find what overlaps, is cut or stays blank.
 from __future__ import annotations
 
 import json
+import logging
 import re
-import warnings
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -32,9 +33,11 @@ POINT = 96 / DPI * 0.88  # a report has 96 pixels to the inch; matplotlib's font
 FOOTER = 28  # pixels below the page
 CREDIT = "Drawn by build_dashboard.py from the figures in the .pbix. Power BI's own rendering differs."
 UNITS = ((1e12, "T"), (1e9, "bn"), (1e6, "M"), (1e3, "K"))  # as Power BI abbreviates
-CANDIDATES = 16  # coins whose rank is asked: the ranks of all of a thousand coins take the DAX engine a minute
 MOST_GROUPS = 1_000_000
+MOST_COINS = 12  # that a table has room for
 INK, MUTED, LINE, GRID, HEAD, PAPER = "#172033", "#4B5768", "#D9DFE8", "#E6EAF0", "#EEF2F8", "#FFFFFF"
+FONT = get_font(findfont("DejaVu Sans"))
+BLANK = "(Blank)"  # as Power BI calls what has no value
 PADDING, TITLE_HEIGHT, CELL = 14, 54, 6
 
 Row = dict[str, Any]  # of what a visual shows, by the name of the column or measure
@@ -58,6 +61,7 @@ class Dashboard:
     def __init__(self, path: Path, model: dict[str, Any]) -> None:
         from pbix_mcp import server
 
+        logging.getLogger("pbix_mcp").setLevel(logging.ERROR)  # it warns that many rows are slow
         self.tools = server
         self.path = path
         self.alias = f"{path.stem}-{id(self)}"  # the library knows an open file by it
@@ -158,15 +162,21 @@ def rank_filter(visual: dict[str, Any]) -> tuple[str, float, float]:
 def ranked_rows(
     dashboard: Dashboard, visual: dict[str, Any], label: Field, measures: list[str], sort: str
 ) -> list[Row]:
-    """The coins that pass the visual's filter, with `measures`, by the measure `sort`; - before it turns the order."""
+    """The coins that pass the visual's filter, with `measures`, by the measure `sort`; - before it turns the order.
+
+    They come in the order of their ranks, so the first that does not pass ends the list, and ties beyond the room there
+    is are left out: the ranks of all of a thousand coins would take the DAX engine a minute.
+    """
     order = sort.removeprefix("-")
-    rows = sorted(dashboard.groups([label], [order]), key=lambda row: row[order], reverse=not sort.startswith("-"))
     rank, low, high = rank_filter(visual)
     shown = []
-    for row in rows[:CANDIDATES]:
+    for row in sorted(dashboard.groups([label], [order]), key=lambda row: row[order], reverse=order == sort):
         values = dashboard.values([rank, *measures], {f"{label.table}.{label.name}": row[label.name]})
-        if values[rank] is not None and low <= values[rank] <= high:
-            shown.append(row | values)
+        if values[rank] is None or not low <= values[rank] <= high:
+            break
+        shown.append(row | values)
+        if len(shown) == MOST_COINS:
+            break
     return shown
 
 
@@ -235,6 +245,7 @@ class Canvas:
         self.axes.axis("off")
 
     def text(self, x: float, y: float, text: str, points: float = 10, colour: str = INK, **options: Any) -> Text:
+        text = "".join(char for char in text if FONT.get_char_index(ord(char)))  # it has not every script
         options = {"va": "center", "parse_math": False} | options
         return self.axes.text(x, y, text, fontsize=points * POINT, color=colour, **options)
 
@@ -318,7 +329,7 @@ def draw_card(canvas: Canvas, frame: Frame, visual: dict[str, Any], dashboard: D
     (field,) = fields(visual, "Values")
     value = dashboard.values([field.name])[field.name]
     if value is None:
-        text = "(Blank)"
+        text = BLANK
     elif style(visual, "labels", "labelDisplayUnits") == 0:  # automatic
         text = abbreviate(value, int(style(visual, "labels", "labelPrecision")))
     else:
@@ -327,25 +338,34 @@ def draw_card(canvas: Canvas, frame: Frame, visual: dict[str, Any], dashboard: D
     canvas.text(frame.x + frame.width / 2, frame.y + frame.height / 2, text, points, colour, ha="center")
 
 
+def by_tier(dashboard: Dashboard, category: Field, measures: list[str]) -> dict[str, Row]:
+    """Measures by tier, in the order of the tiers; rows without one of them come last."""
+    rows = {row[category.name]: row for row in dashboard.groups([category], measures)}
+    named = {tier: rows[tier] for tier in TIERS if tier in rows}
+    return named | ({BLANK: rows[None]} if None in rows else {})
+
+
 def draw_bars(canvas: Canvas, frame: Frame, visual: dict[str, Any], dashboard: Dashboard) -> None:
     (category,), (field,) = fields(visual, "Category"), fields(visual, "Y")
     fill = visual["visual"]["objects"]["dataPoint"][0]["properties"]["fill"]
     by_measure = fill["solid"]["color"]["expr"].get("Measure", {}).get("Property")
-    rows = {row[category.name]: row for row in dashboard.groups([category], filter(None, [field.name, by_measure]))}
-    tiers = [tier for tier in TIERS if tier in rows and rows[tier][field.name] is not None]
+    rows = by_tier(dashboard, category, [field.name, *([by_measure] if by_measure else [])])
+    tiers = [tier for tier, row in rows.items() if row[field.name] is not None]
+    if not tiers:
+        return
     values = [rows[tier][field.name] for tier in tiers]
     colours = [rows[tier][by_measure] if by_measure else literal(fill) for tier in tiers]
     axes = canvas.chart(frame.inner(left=112))
     bars = axes.barh(tiers, values, color=colours, height=0.62)
     labels = [dashboard.formatted(field, value) for value in values]
     axes.bar_label(bars, labels, padding=4, fontsize=10 * POINT, color=INK, parse_math=False)
-    # room for the labels beyond the longest bars
-    room = {
-        value < 0: canvas.width_of(label) + 10 for value, label in sorted(zip(values, labels, strict=True), key=len)
-    }
+    # room for the labels beyond the longest bars, by side
+    room = {False: 0.0, True: 0.0}
+    for value, label in zip(values, labels, strict=True):
+        room[value < 0] = max(room[value < 0], canvas.width_of(label) + 10)
     low, high = min([0, *values]), max([0, *values])
     scale = (high - low or 1) / (frame.width - 112 - sum(room.values()))
-    axes.set_xlim(low - room.get(True, 0) * scale, high + room.get(False, 0) * scale)
+    axes.set_xlim(low - room[True] * scale, high + room[False] * scale)
     axes.invert_yaxis()
     axes.axvline(0, color=LINE, linewidth=1)
     axes.set_xticks([])
@@ -353,9 +373,12 @@ def draw_bars(canvas: Canvas, frame: Frame, visual: dict[str, Any], dashboard: D
 
 def draw_donut(canvas: Canvas, frame: Frame, visual: dict[str, Any], dashboard: Dashboard) -> None:
     (category,), (field,) = fields(visual, "Category"), fields(visual, "Y")
-    rows = {row[category.name]: row[field.name] for row in dashboard.groups([category], [field.name])}
-    shares = {tier: rows[tier] for tier in TIERS if rows.get(tier)}
-    colours = tier_colours(visual)
+    shares = {tier: row[field.name] for tier, row in by_tier(dashboard, category, [field.name]).items()}
+    shares = {tier: share for tier, share in shares.items() if share > 0}
+    if not shares:
+        return
+    colours = tier_colours(visual) | {BLANK: LINE}
+    decimals = int(style(visual, "labels", "percentageLabelPrecision", 1))
     ring = 1 - style(visual, "slices", "innerRadiusRatio", 60) / 100
     axes = canvas.chart(frame.inner(bottom=66))
     axes.pie(
@@ -368,7 +391,7 @@ def draw_donut(canvas: Canvas, frame: Frame, visual: dict[str, Any], dashboard: 
     for position, (tier, share) in enumerate(shares.items()):
         x = frame.x + position % 2 * frame.width / 2
         y = frame.y + frame.height - 46 + position // 2 * 24
-        text = f"{tier}  {share / sum(shares.values()):.1%}"
+        text = f"{tier}  {share / sum(shares.values()):.{decimals}%}"
         canvas.legend(Frame(x, y, 0, 0), {text: colours[tier]})
 
 
@@ -412,7 +435,7 @@ def draw_table(canvas: Canvas, frame: Frame, visual: dict[str, Any], dashboard: 
                     stops = look["backColor"]["solid"]["color"]["expr"]["FillRule"]["FillRule"]["linearGradient2"]
                     colour = gradient(stops, figures, figure)
                     canvas.box(Frame(left + 2, y + 1, width - 4, height - 2), colour)
-                if "dataBars" in look and figure:
+                if "dataBars" in look and figure and figure > 0:
                     bar = (width - 4) * figure / max(figures)
                     canvas.box(Frame(left + 2, y + 3, bar, height - 6), literal(look["dataBars"]["positiveColor"]))
                 if "fontColor" in look:
@@ -444,10 +467,19 @@ def draw_lines(canvas: Canvas, frame: Frame, visual: dict[str, Any], dashboard: 
         for tier in TIERS:
             lines[tier] = dashboard.groups([time], [field.name], {f"{series.table}.{series.name}": [tier]})
     else:
-        coins = ranked_rows(dashboard, visual, series, [], "Total Market Cap")
-        colours = {coin[series.name]: colour for coin, colour in zip(coins, canvas.palette, strict=False)}
-        for coin in colours:
-            lines[coin] = dashboard.groups([time], [field.name], {f"{series.table}.{series.name}": [coin]})
+        column = f"{series.table}.{series.name}"
+        colours = {}
+        coins = dashboard.groups([series], ["Total Market Cap"])
+        for coin in sorted(coins, key=lambda row: row["Total Market Cap"], reverse=True):
+            name = coin[series.name]
+            # none is picked, so the largest are drawn: the first that is not ends the list
+            if (
+                len(colours) == len(canvas.palette)
+                or dashboard.values([field.name], {column: name})[field.name] is None
+            ):
+                break
+            colours[name] = canvas.palette[len(colours)]
+            lines[name] = dashboard.groups([time], [field.name], {column: [name]})
     is_logarithmic = style(visual, "valueAxis", "logAxisScale", False)
     if is_logarithmic:  # which has no place for zero
         lines = {name: [row for row in rows if row[field.name] > 0] for name, rows in lines.items()}
@@ -507,9 +539,7 @@ def draw_previews(
     with Dashboard(path, model) as dashboard:
         for page in pages:
             picture = out / f"preview-{page.definition['displayName'].lower().replace(' ', '-')}.png"
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Glyph .* missing")  # matplotlib's font has not every script
-                draw_page(dashboard, page, theme).savefig(picture, metadata={"Software": None})
+            draw_page(dashboard, page, theme).savefig(picture, metadata={"Software": None})
             yield picture
 
 

@@ -115,6 +115,8 @@ def make_awkward_market() -> list[dict[str, object]]:
         ),
         make_row("nameless", name="", symbol="", price_change_percentage_24h=-6.0),
         make_row("renamed", name="New Name", symbol="new", price_change_percentage_24h=-4.0),
+        make_row("dash", name="Twin (TWN) - twin-a", symbol="", price_change_percentage_24h=-4.6),
+        make_row("spaced", name=" \tTabbed\x00 name \n", price_change_percentage_24h=-4.7),
         make_row("emoji", name="Émoji 🏮 =1+1 %(name)s", symbol="", price_change_percentage_24h=-4.5),
     ]
     # Earlier, figures of quite another size: any of them in a figure of the newest snapshot would show.
@@ -238,7 +240,7 @@ RANKS = {
     "Volume Rank": ("total_volume", "DESC"),
 }
 TRENDS = {"Market Cap (trend)": "SUM(market_cap)", "Price (trend)": "AVG(current_price)"}
-TEXTS = {"As Of", "Price Label", "Change Colour", "Price Chart Rank"}
+TEXTS = {"As Of", "Price Label", "Change Colour"}
 
 
 def comparable(figure: Any) -> Any:
@@ -249,7 +251,7 @@ def comparable(figure: Any) -> Any:
 
 
 def test_no_measure_goes_untested():
-    assert {*FIGURES, *RANKS, *TRENDS, *TEXTS} == set(MEASURES)
+    assert {*FIGURES, *RANKS, *TRENDS, *TEXTS, "Coin Price (chart)"} == set(MEASURES)
 
 
 @pytest.mark.parametrize("measure", FIGURES)
@@ -283,6 +285,13 @@ def test_a_trend_is_that_of_sql(awkward: Market, measure: str, column: str | Non
     assert found == expected
 
 
+@pytest.mark.parametrize(("trend", "figure"), [("Market Cap (trend)", "Total Market Cap"), ("Price (trend)", "Price")])
+@pytest.mark.parametrize("field", [TIER, COIN_ID])
+def test_a_period_of_many_snapshots_shows_the_last_of_them(awkward: Market, trend: str, figure: str, field: Field):
+    assert ("gone",) not in awkward.groups([COIN_ID], trend)
+    assert awkward.groups([field], trend) == awkward.groups([field], figure)
+
+
 @pytest.mark.parametrize("measure", RANKS)
 @pytest.mark.parametrize("field", [COIN_ID, COIN])
 def test_a_rank_is_that_of_sql(awkward: Market, measure: str, field: Field):
@@ -293,7 +302,7 @@ def test_a_rank_is_that_of_sql(awkward: Market, measure: str, field: Field):
     labels = dict(awkward.groups([COIN_ID, COIN], "Coins in Snapshot"))
     key = {coin_id: coin if field is COIN else coin_id for coin_id, coin in labels}
 
-    assert len(ranks) == 21
+    assert len(ranks) == 23
     assert awkward.groups([field], measure) == {(key[coin_id],): rank for coin_id, rank in ranks.items()}
 
 
@@ -345,7 +354,7 @@ def test_history_never_enters_a_figure_of_the_newest_snapshot(awkward: Market, m
 
 
 def test_the_caption_tells_when_and_of_how_many_coins(awkward: Market):
-    assert awkward.dashboard.values(["As Of"]) == {"As Of": "as of 2026-11-22 12:00 UTC, the 22 largest coins"}
+    assert awkward.dashboard.values(["As Of"]) == {"As Of": "as of 2026-11-22 12:00 UTC, the 24 largest coins"}
 
 
 def test_a_price_below_a_dollar_is_written_with_four_digits_that_count(awkward: Market):
@@ -366,14 +375,31 @@ def test_the_colour_of_a_change_is_that_of_its_sign(awkward: Market):
 
 
 def test_the_price_chart_draws_the_largest_coin_until_others_are_picked(awkward: Market):
-    everything = awkward.groups([COIN_ID], "Price Chart Rank")
-    labels = {coin_id: coin for coin_id, coin in awkward.groups([COIN_ID, COIN], "Coins in Snapshot")}
-    picked = [labels["tiny"], labels["ether"]]
-    rows = awkward.dashboard.groups([COIN], ["Price Chart Rank"], {"crypto_prices.coin": picked})
-    ranks = {row["coin"]: row["Price Chart Rank"] for row in rows}
+    prices = awkward.groups([COIN_ID, COIN, TIME], "Price (trend)")
+    drawn = awkward.groups([COIN_ID, COIN, TIME], "Coin Price (chart)")
+    assert drawn == {key: price for key, price in prices.items() if key[0] == "bitcoin"}
 
-    assert everything == {("bitcoin",): 1}
-    assert [ranks[coin] for coin in picked] == [2, 1]
+    labels = {coin_id: coin for coin_id, coin, _ in prices}
+    for tier, largest in (("Large Cap", "bitcoin"), ("Mid Cap", "no-change")):  # picked by a click on another visual
+        rows = awkward.dashboard.groups([COIN], ["Coin Price (chart)"], {"Tier.market_cap_tier": [tier]})
+        assert [row["coin"] for row in rows] == [labels[largest]]
+    picked = [labels["tiny"], labels["ether"]]
+    rows = awkward.dashboard.groups([COIN], ["Coin Price (chart)"], {"crypto_prices.coin": picked})
+    assert {row["coin"]: row["Coin Price (chart)"] for row in rows if row["coin"] in picked} == {
+        labels["tiny"]: 1.234e-9,
+        labels["ether"]: 3100.0,
+    }
+
+
+def test_a_coin_s_size_rank_is_its_place_in_the_newest_snapshot(awkward: Market):
+    table = ModelReader(str(awkward.dashboard.path)).get_table("crypto_prices")
+    at_id, at_rank = (table["columns"].index(name) for name in ("coin_id", "size_rank"))
+    ranks = dict({(row[at_id], row[at_rank]) for row in table["rows"]})
+
+    expected = awkward.sql(
+        "SELECT coin_id, ROW_NUMBER() OVER (ORDER BY market_cap IS NULL, market_cap DESC, coin_id) FROM latest"
+    )
+    assert ranks == dict(expected) | {"gone": None}
 
 
 # ------------------------------------------------------------------------------------------------------------- labels
@@ -385,13 +411,15 @@ def test_a_label_is_the_newest_name_of_one_coin_alone(awkward: Market):
     pairs = {(row[at_id], row[at_coin]) for row in table["rows"]}
     coins = dict(pairs)
 
-    assert len(pairs) == len(coins) == 23  # a coin has one label, whatever it was called before
+    assert len(pairs) == len(coins) == 25  # a coin has one label, whatever it was called before
     assert coins["renamed"] == "New Name (NEW)"
     assert coins["nameless"] == "nameless"
     assert coins["emoji"] == "Émoji 🏮 =1+1 %(name)s"
     assert coins["twin-a"] == "Twin (TWN) - twin-a"
     assert coins["twin-c"] == "TWIN (TWN) - twin-c"
-    assert len({coin.lower() for coin in coins.values()}) == 23
+    assert coins["dash"] == "Twin (TWN) - twin-a - dash"  # its name is the label of another
+    assert coins["spaced"] == "Tabbed name (SPAC)"
+    assert len({coin.lower() for coin in coins.values()}) == 25
 
 
 # --------------------------------------------------------------------------------------------- the source of the model
@@ -402,9 +430,8 @@ def test_the_query_filters_and_picks_columns_at_the_source_before_any_step_of_it
     at_the_source = MAIN_QUERY[: own_steps.start()]
     (picked,) = re.findall(r"Kept = Table\.SelectColumns\(Recent, \{(.*?)\}\)", at_the_source)
 
-    assert "Table.SelectRows(Prices, each [timestamp] > Since)" in at_the_source
-    assert "#duration(HistoryDays, 0, 0, 0)" in at_the_source
-    assert set(re.findall(r'"(\w+)"', picked)) == set(COLUMNS) - {"coin"}
+    assert "Table.SelectRows(Prices, each [timestamp] > Latest - #duration(HistoryDays, 0, 0, 0))" in at_the_source
+    assert set(re.findall(r'"(\w+)"', picked)) == set(COLUMNS) - {"coin", "size_rank"}
     assert "Value.NativeQuery" not in MAIN_QUERY
 
 
@@ -428,7 +455,7 @@ def test_every_measure_and_column_is_explained_and_formatted():
     for table in TABLES.values():
         assert table["description"] and all(column["description"] for column in table["columns"])
     hidden = {column["name"] for table in TABLES.values() for column in table["columns"] if column.get("isHidden")}
-    assert hidden == {"market_cap_tier", "tier_order"}
+    assert hidden == {"market_cap_tier", "tier_order", "size_rank"}
 
 
 # -------------------------------------------------------------------------------------------- the source of the report
@@ -613,7 +640,64 @@ def test_an_empty_table_is_named_and_nothing_is_written(server: Any, tmp_path: P
 
     assert built.returncode == 3
     assert built.stderr.count("\n") == 1 and "run pipeline_orchestrator.py first" in built.stderr
-    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [make_row("one", market_cap_tier=None)],
+        [make_row("one", market_cap=None), make_row("two", market_cap=0.0)],
+        [make_row("one", market_cap=-5.0, total_volume=-1.0), make_row("two")],
+        [make_row("one", price_change_percentage_24h=None, high_24h=None, total_volume=0.0, current_price=None)],
+        [make_row("one", price_change_percentage_24h=0.0), make_row("two", price_change_percentage_24h=0.0)],
+        [make_row("case"), make_row("CASE", market_cap=1e9)],
+        [make_row("one", current_price=1e300, market_cap=1e300, total_volume=1e300, price_change_percentage_24h=1e300)],
+    ],
+    ids=["no tier", "no market cap", "negative", "no figure", "no change", "ids that differ in case", "huge"],
+)
+def test_a_market_of_odd_figures_is_built_and_drawn(server: Any, tmp_path: Path, rows: list[dict[str, object]]):
+    database = Database(server)
+    fill(database, rows)
+
+    built = build(tmp_path / "out", "--from-mysql", **database.settings())
+    ((total,),) = database.execute("SELECT SUM(market_cap) FROM crypto_prices")
+    database.drop()
+
+    assert built.returncode == 0
+    assert "Traceback" not in built.stderr and all(" WARNING " in line for line in built.stderr.splitlines())
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"preview-market-trends.png", f"{NAME}.pbix"}
+    with Dashboard(tmp_path / "out" / f"{NAME}.pbix", MODEL) as dashboard:
+        assert dashboard.values(["Total Market Cap"])["Total Market Cap"] == comparable(total)
+
+
+def test_rows_without_a_tier_are_told(server: Any, tmp_path: Path):
+    database = Database(server)
+    fill(database, [make_row("one", market_cap_tier=None), make_row("two")])
+
+    built = build(tmp_path / "out", "--from-mysql", **database.settings())
+    database.drop()
+
+    assert "1 rows have no tier" in built.stderr and "run segment_and_load.py" in built.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_named_in_one_line(tmp_path: Path):
+    (tmp_path / "out").write_text("a file", encoding="utf-8")
+
+    built = build(tmp_path / "out")
+
+    assert built.returncode == 2
+    assert built.stderr.count("\n") == 1 and "name another folder" in built.stderr
+
+
+def test_a_file_that_cannot_be_written_is_named_in_one_line_and_nothing_half_stays(tmp_path: Path):
+    (tmp_path / "out" / f"{NAME}.pbix").mkdir(parents=True)
+
+    built = build(tmp_path / "out")
+
+    assert built.returncode == 2
+    assert built.stderr.count("\n") == 1 and "cannot write" in built.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"{NAME}.pbix"]
 
 
 def test_a_wrong_password_is_told_in_one_line(server: Any, tmp_path: Path):
