@@ -441,9 +441,31 @@ def explain(error: Exception, settings: Settings) -> DatabaseError:
     )
 
 
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """SIGTERM and Ctrl-C take effect only as this is left.
+
+    For a statement with many parameters: the connector converts them in C, and crashes when a signal raises in there.
+    And for the import of a large package: Python's own import may print what is raised in its midst, and go on.
+    """
+    caught: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if caught:
+            signal.raise_signal(caught[0])
+
+
 def connect(settings: Settings) -> Connection:
     """An open connection to MySQL. Raises DatabaseError. The caller closes it."""
-    import mysql.connector
+    with signals_held():
+        import mysql.connector
 
     tls = {}
     if settings.mysql_ssl_ca:  # the CA alone would verify nothing
@@ -465,26 +487,6 @@ def connect(settings: Settings) -> Connection:
         )
     except mysql_errors() as error:
         raise explain(error, settings) from error
-
-
-@contextmanager
-def signals_held() -> Iterator[None]:
-    """SIGTERM and Ctrl-C take effect only as this is left.
-
-    For a statement with many parameters: the connector converts them in C, and crashes when a signal raises in there.
-    """
-    caught: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda number, frame: caught.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if caught:
-            signal.raise_signal(caught[0])
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from etl_crypto import (
     run_script,
     say,
     shown,
+    signals_held,
     transaction,
     upsert,
     writing_connection,
@@ -114,7 +115,8 @@ def dollars(amount: float) -> str:
 
 def total_by_tier(market: Market, settings: Settings) -> dict[str, TierTotal]:
     """What `read_totals` would give once `market` is in the table."""
-    import pandas as pd
+    with signals_held():
+        import pandas as pd
 
     market_cap = COLUMNS.index("market_cap")
     coins = pd.DataFrame({"market_cap": [row[market_cap] for row in market.rows]}, dtype="float64")

@@ -45,7 +45,8 @@ PROGRESS_SECONDS = 5
 
 def assign_tiers(market_caps: pd.Series, settings: Settings) -> pd.Series:
     """The tier of each market cap (USD, NaN for NULL), with the index of `market_caps`. Lower bounds are inclusive."""
-    import pandas as pd
+    with signals_held():
+        import pandas as pd
 
     bounds = [0.0, settings.tier_small_cap_min, settings.tier_mid_cap_min, settings.tier_large_cap_min, float("inf")]
     known = market_caps.where(market_caps > 0)
@@ -55,7 +56,8 @@ def assign_tiers(market_caps: pd.Series, settings: Settings) -> pd.Series:
 
 def read_rows(cursor: Any, condition: str, parameters: tuple = ()) -> pd.DataFrame:
     """Rows as timestamp, coin_id, market_cap (USD, NaN for NULL), market_cap_tier (None for NULL)."""
-    import pandas as pd
+    with signals_held():
+        import pandas as pd
 
     columns = ["timestamp", "coin_id", "market_cap", "market_cap_tier"]
     cursor.execute(f"SELECT {', '.join(columns)} FROM crypto_prices WHERE {condition}", parameters)
