@@ -534,6 +534,7 @@ def take_run_lock(settings: Settings, connection: Connection, patience: float = 
     name = f"crypto_prices.{settings.mysql_database}"
     name = name if len(name) <= 64 else f"crypto_prices.{sha256(name.encode()).hexdigest()[:40]}"
     until = time.monotonic() + patience
+    said = False
     while True:
         with transaction(settings, connection) as cursor:
             cursor.execute("SELECT GET_LOCK(%s, 0), IS_USED_LOCK(%s)", (name, name))
@@ -545,6 +546,9 @@ def take_run_lock(settings: Settings, connection: Connection, patience: float = 
                 f"another run is writing to {settings.mysql_database} at {settings.mysql_host}:{settings.mysql_port}"
                 f" (MySQL connection {holder}): wait until it has ended, then run again"
             )
+        if not said:
+            log.warning("MySQL connection %s holds the run lock; waiting up to %d s for it to let go", holder, patience)
+            said = True
         # Python waits, not GET_LOCK: a signal ends this at once.
         time.sleep(0.2)
 
@@ -633,7 +637,7 @@ def in_transaction(settings: Settings, connection: Connection, work: Callable[[A
             is_open = False
             retries += 1
             log.warning("%s; trying again on a new connection (%d of %d)", error, retries, RETRIES)
-        time.sleep(retries - 1)
+        time.sleep(retries - 1)  # none at first: what was in the way of a deadlock is over by then
 
 
 def reopen(settings: Settings, connection: Connection) -> None:
