@@ -36,8 +36,9 @@ from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from io import StringIO
 from ipaddress import ip_address
+from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 # requests, python-dotenv and the connector are imported where they are used: --help and a bad setting answer at once.
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 PROJECT_DIR = Path(__file__).resolve().parent
 log = logging.getLogger("etl_crypto")
+Key = TypeVar("Key")
 Result = TypeVar("Result")
 
 PACKAGES = {"requests": "requests", "mysql": "mysql-connector-python", "pandas": "pandas", "dotenv": "python-dotenv"}
@@ -77,9 +79,10 @@ TEXT_LENGTHS = {"id": 128, "symbol": 255, "name": 255}  # characters that the co
 
 # CoinGecko's limits and habits.
 PER_PAGE = 250  # its largest page; the same for every page, or page 2 would not begin where page 1 ended
-PAGES_IN_FLIGHT = 4
+CALLS_IN_FLIGHT = 4
 LONGEST_BACKOFF = 60.0  # seconds; it counts calls by the minute
 UNCLEAR_REFUSALS = 2  # how often an unexplained 403 is asked again: some pass
+PAGES_A_LINE = 10  # of the log
 REPEATING_PAGES = 3  # so many pages in a row without a new coin end the list
 MAX_ANSWER_BYTES = 20_000_000  # a page of 250 coins has 0.3 MB
 USER_AGENT = "crypto-market-pipeline (python-requests)"  # an empty one is answered 403
@@ -666,14 +669,28 @@ def reopen(settings: Settings, connection: Connection) -> None:
 class TryAgain(Exception):
     """An answer that may be better next time.
 
-    `after` is how many seconds the API asked to wait, and `counts` is False when the call cannot have reached it.
+    `after` is how many seconds the API asked to wait, counted from `at` (s, by the clock of CoinGecko), and `counts` is
+    False when the call cannot have reached it.
     """
+
+    at: float
 
     def __init__(self, problem: str, after: float = 0.0, unclear_refusal: bool = False, counts: bool = True) -> None:
         super().__init__(problem)
         self.after = after
         self.unclear_refusal = unclear_refusal
         self.counts = counts
+
+
+@dataclass
+class Call(Generic[Key, Result]):
+    """A call in flight: what it asks for, when its time is up, and how often it has failed before."""
+
+    key: Key
+    answer: Future[Result]
+    deadline: float  # s, by the clock of CoinGecko
+    failures: int
+    refusals: int
 
 
 class CoinGecko:
@@ -689,80 +706,101 @@ class CoinGecko:
         self.sleep = sleep
         self.clock = clock
         self.budget = settings.retry_budget_seconds
+        self.in_flight: list[Future] = []
         self.answered: deque[float] = deque()  # when the calls of the last minute were answered
         self.headers = {"User-Agent": USER_AGENT}
         if settings.coingecko_api_key:
             self.headers[f"x-cg-{settings.coingecko_api_plan}-api-key"] = settings.coingecko_api_key
 
-    def fetch_pages(self, pages: Iterable[int]) -> dict[int, list]:
-        """The coins of each of these pages of the market, by page number, asked for side by side.
+    def fetch_in_order(
+        self, what: str, fetch: Callable[[Key], Result], keys: Iterable[Key]
+    ) -> Iterator[tuple[Key, Result]]:
+        """Each of `keys` with what `fetch(key)`, one call, answers, in this order; up to four calls run ahead.
 
-        A failure that may pass is tried again as long as the budget lasts. Raises DataError for any other.
+        A failure that may pass is tried again as long as the budget lasts. Raises DataError for any other. `what` a key
+        is, such as page or coin, goes into messages.
         """
-        missing = list(pages)
-        answers: dict[int, list] = {}
-        failures = refusals = 0
-        while missing:
-            # while it fails, one call at a time tells as much as four
-            side_by_side = 1 if failures else PAGES_IN_FLIGHT
-            asked = missing[: min(side_by_side, self.free_calls())]
-            deadline = self.clock() + self.settings.http_timeout_seconds
-            calls = {page: in_background(self.fetch_page, page) for page in asked}
-            problems: dict[int, TryAgain] = {}
-            for page, call in calls.items():
-                try:
-                    answers[page] = self.answer_of(call, deadline)
-                    missing.remove(page)
-                except TryAgain as problem:
-                    problems[page] = problem
-                if page in answers or problems[page].counts:
-                    self.answered.append(self.clock())
-            if not problems:
-                failures = 0
-                continue
-            failures += 1
-            page, worst = max(problems.items(), key=lambda item: item[1].after)
-            others = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            refusals += worst.unclear_refusal
-            self.wait_to_retry(f"page {page}{others}: {worst}", worst, failures, give_up=refusals > UNCLEAR_REFUSALS)
-        return answers
-
-    def free_calls(self) -> int:
-        """How many calls may be made now, at least one: waits until the rate limit allows it."""
-        limit = self.settings.requests_per_minute
+        coming = iter(keys)
+        calls: deque[Call[Key, Result]] = deque()  # in order: an answer waits for those before it
         while True:
-            # Counted from the answer: whenever the API counts a call, it was before that.
-            while self.answered and self.answered[0] <= self.clock() - 60:
-                self.answered.popleft()
-            if len(self.answered) < limit:
-                return limit - len(self.answered)
-            pause = max(self.answered[0] + 60 - self.clock(), 0.01)
-            log.info("%d calls in a minute, the most allowed: waiting %.0f s", limit, pause)
+            while len(calls) < CALLS_IN_FLIGHT and not (calls and (self.rate_wait() or any(map(has_failed, calls)))):
+                try:
+                    calls.append(self.ask(fetch, next(coming)))
+                except StopIteration:
+                    break
+            if not calls:
+                return
+            call = calls.popleft()
+            try:
+                answer = self.answer_of(call)
+            except TryAgain as problem:
+                self.wait_to_retry(f"{what} {shown(call.key)}: {problem}", call, problem)
+                refusals = call.refusals + problem.unclear_refusal
+                calls.appendleft(self.ask(fetch, call.key, call.failures + 1, refusals))
+            else:
+                yield call.key, answer
+
+    def ask(self, fetch: Callable[[Key], Result], key: Key, failures: int = 0, refusals: int = 0) -> Call[Key, Result]:
+        """A call begun as soon as the rate limit allows it."""
+        while pause := self.rate_wait():
+            if pause > 1:
+                limit = self.settings.requests_per_minute
+                log.info("%d calls in a minute, the most allowed: waiting %.0f s", limit, pause)
             self.sleep(pause)
 
-    def wait_to_retry(self, problem: str, cause: TryAgain, failures: int, give_up: bool) -> None:
-        """Wait before what had the `problem` is asked for again; DataError when that is not worth it."""
-        pause = max(min(2.0 ** (failures - 1), LONGEST_BACKOFF), cause.after)
-        if give_up:
-            raise DataError(f"CoinGecko, {problem}, again and again: see https://status.coingecko.com, run again later")
+        def work() -> Result:
+            try:
+                answer = fetch(key)
+            except TryAgain as problem:
+                problem.at = self.clock()
+                if problem.counts:
+                    self.answered.append(problem.at)
+                raise
+            self.answered.append(self.clock())
+            return answer
+
+        deadline = self.clock() + self.settings.http_timeout_seconds
+        self.in_flight.append(in_background(work))
+        return Call(key, self.in_flight[-1], deadline, failures, refusals)
+
+    def rate_wait(self) -> float:
+        """Seconds until the rate limit allows another call; 0 when it does now."""
+        # A call counts until a minute after its answer: whenever the API counts it, it was before that.
+        self.in_flight = [answer for answer in self.in_flight if not answer.done()]
+        while self.answered and self.answered[0] <= self.clock() - 60:
+            self.answered.popleft()
+        if len(self.in_flight) + len(self.answered) < self.settings.requests_per_minute:
+            return 0.0
+        return max(self.answered[0] + 60 - self.clock(), 0.01) if self.answered else 0.1
+
+    def wait_to_retry(self, said: str, call: Call, problem: TryAgain) -> None:
+        """Wait before a call that has failed is made again; DataError when that is not worth it."""
+        if call.refusals + problem.unclear_refusal > UNCLEAR_REFUSALS:
+            raise DataError(f"CoinGecko, {said}, again and again: see https://status.coingecko.com, run again later")
+        pause = max(min(2.0**call.failures, LONGEST_BACKOFF), problem.after)
+        pause = max(problem.at + pause - self.clock(), 0.0)  # it may be long since: others were waited for
         if pause > self.budget:
             raise DataError(
-                f"CoinGecko, {problem}; the next try is due in {pause:.0f} s, and RETRY_BUDGET_SECONDS="
+                f"CoinGecko, {said}; the next try is due in {pause:.0f} s, and RETRY_BUDGET_SECONDS="
                 f"{self.settings.retry_budget_seconds:g} has {self.budget:.0f} s left: check the network,"
                 " COINGECKO_BASE_URL and https://status.coingecko.com and run again later, or see the sample market:"
                 f" {SAMPLE_COMMAND}"
-            ) from cause
-        log.warning("%s; trying again in %.0f s", problem, pause)
+            ) from problem
+        log.warning("%s; trying again in %.0f s", said, pause)
         self.budget -= pause
         self.sleep(pause)
 
-    def answer_of(self, call: Future[list], deadline: float) -> list:
-        """What `call` came to; TryAgain when the whole answer is not there by `deadline`, however it trickles in."""
-        while not call.done():
-            if self.clock() > deadline:
-                raise TryAgain(f"no complete answer within {self.settings.http_timeout_seconds:g} s")
-            wait([call], timeout=0.1)
-        return call.result()
+    def answer_of(self, call: Call[Key, Result]) -> Result:
+        """What `call` came to; TryAgain when the whole answer is not there in time, however it trickles in."""
+        while not call.answer.done():
+            if self.clock() > call.deadline:
+                self.in_flight.remove(call.answer)
+                self.answered.append(self.clock())
+                late = TryAgain(f"no complete answer within {self.settings.http_timeout_seconds:g} s")
+                late.at = self.clock()
+                raise late
+            wait([call.answer], timeout=0.1)
+        return call.answer.result()
 
     def fetch_page(self, page: int) -> list:
         """One call for one page. Raises TryAgain or DataError."""
@@ -777,7 +815,7 @@ class CoinGecko:
                 "price_change_percentage": "1h,24h,7d",
             },
         )
-        if not isinstance(answer, list):
+        if not isinstance(answer, list) or (answer and not any(isinstance(coin, dict) for coin in answer)):
             raise TryAgain(f"no list of coins: {self.shown(answer)}")
         return answer
 
@@ -853,6 +891,10 @@ class CoinGecko:
         raise DataError(f"CoinGecko did not take the call ({said}): check COINGECKO_BASE_URL, or update these scripts")
 
 
+def has_failed(call: Call) -> bool:
+    return call.answer.done() and call.answer.exception() is not None
+
+
 def in_background(work: Callable[..., Result], *arguments: object) -> Future[Result]:
     """`work(*arguments)` begun in a thread that cannot hold up the end of the program, as an executor's would."""
     future: Future[Result] = Future()
@@ -916,11 +958,11 @@ def fetch_coins(api: CoinGecko, limit: int | None) -> list:
     next_page = 1
     pages_without_news = 0
     while True:
-        short_of = math.inf if limit is None else math.ceil((limit - len(ids)) / PER_PAGE)
-        asked = range(next_page, next_page + int(min(PAGES_IN_FLIGHT, short_of)))
-        answers = api.fetch_pages(asked)
-        for page in asked:
-            answer = answers[page] or api.fetch_pages([page])[page]
+        # so many pages hold no more than what is missing: none is asked for in vain, unless the list ends
+        pages = count(1) if limit is None else range(next_page, next_page + math.ceil((limit - len(ids)) / PER_PAGE))
+        for page, answer in api.fetch_in_order("page", api.fetch_page, pages):
+            if not answer:
+                [(_, answer)] = api.fetch_in_order("page", api.fetch_page, [page])
             if not answer:
                 log.info("page %d is empty: the list ends with %d coins", page, len(ids))
                 return coins
@@ -936,8 +978,9 @@ def fetch_coins(api: CoinGecko, limit: int | None) -> list:
             if pages_without_news == REPEATING_PAGES:
                 log.warning("pages %d to %d bring no coin that is new: taking the list as ended", page - 2, page)
                 return coins
-        log.info("pages 1 to %d: %d coins", asked[-1], len(ids))
-        next_page = asked[-1] + 1
+            if page % PAGES_A_LINE == 0:
+                log.info("pages 1 to %d: %d coins", page, len(ids))
+            next_page = page + 1
 
 
 # -------------------------------------------------------------------------------------- snapshots: raw answers kept
@@ -997,15 +1040,15 @@ def write_snapshot(folder: Path, now: datetime, timestamp: datetime, coins: list
             if SNAPSHOT_NAME.match(stale.name) and stale.stat().st_mtime < time.time() - 3600:
                 stale.unlink()
     path = folder / f"{file_time(now)}.json.gz"
-    for count in range(2, 1000):
+    for number in range(2, 1000):
         if not path.exists():
             break
-        path = folder / f"{file_time(now)}_{count}.json.gz"  # another pipeline of the same second
+        path = folder / f"{file_time(now)}_{number}.json.gz"  # another pipeline of the same second
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     text = json.dumps({"timestamp": f"{timestamp.isoformat()}Z", "coins": coins}, separators=(",", ":"))
     try:
         with unfinished.open("wb") as file:
-            file.write(gzip.compress(text.encode(), compresslevel=5))
+            file.write(gzip.compress(text.encode(), compresslevel=1))
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
@@ -1266,15 +1309,17 @@ def upsert(cursor: Any, rows: list[tuple]) -> None:
     cursor.execute("SELECT VERSION()")
     # VALUES() is deprecated on MySQL, a row alias is a syntax error on MariaDB.
     new, alias = ("VALUES({})", "") if "MariaDB" in cursor.fetchone()[0] else ("new.{}", " AS new")
-    statement = (
-        f"INSERT INTO crypto_prices ({', '.join(COLUMNS)})"
-        f" VALUES ({', '.join(['%s'] * len(COLUMNS))}){alias}"
-        f" ON DUPLICATE KEY UPDATE {', '.join(f'{column} = {new.format(column)}' for column in COLUMNS[2:])},"
+    insert = f"INSERT INTO crypto_prices ({', '.join(COLUMNS)}) VALUES "
+    values = f"({', '.join(['%s'] * len(COLUMNS))})"
+    update = (
+        f"{alias} ON DUPLICATE KEY UPDATE {', '.join(f'{column} = {new.format(column)}' for column in COLUMNS[2:])},"
         " market_cap_tier = NULL"
     )
     for start in range(0, len(rows), BATCH_ROWS):
+        batch = rows[start : start + BATCH_ROWS]
+        # not by executemany, which takes the statement apart anew each time: half of the time for a hundred rows
         with signals_held():
-            cursor.executemany(statement, rows[start : start + BATCH_ROWS])
+            cursor.execute(insert + ", ".join([values] * len(batch)) + update, tuple(chain.from_iterable(batch)))
 
 
 def read_largest_snapshot(cursor: Any) -> int:

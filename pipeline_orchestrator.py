@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etl_crypto import (
@@ -29,6 +30,7 @@ from etl_crypto import (
     add_extract_options,
     connect,
     end_process,
+    in_background,
     make_parser,
     parse_options,
     print_result,
@@ -41,7 +43,7 @@ from etl_crypto import (
     upsert,
     writing_connection,
 )
-from segment_and_load import TIERS, assign_tiers, describe, segment
+from segment_and_load import TIERS, assign_tiers, describe, segment, warn_of_other_bounds
 
 if TYPE_CHECKING:
     pass
@@ -141,13 +143,16 @@ def run_pipeline(settings: Settings, options: argparse.Namespace, summary: Summa
     """The two steps in order, each snapshot and its tiers in one transaction. `summary` tells of a failure too."""
     extract, tiering = summary.extract, summary.segment
     extract.detail = "nothing written"
+    in_background(import_module, "pandas")  # which takes as long as a page: it is there when the tiers are due
     snapshots = coins = rejected = 0
     tiered: Counter[str] = Counter()
 
     def write(cursor: Any, market: Market) -> tuple[Counter[str], dict[str, TierTotal]]:
         upsert(cursor, market.rows)
         with tiering.timed():
-            tiers = segment(cursor, settings)
+            tiers = segment(cursor, settings).rows
+            if not options.replay:
+                warn_of_other_bounds(cursor, settings, market.snapshot.timestamp)
         return tiers, read_totals(cursor, market.snapshot.timestamp)
 
     try:

@@ -10,11 +10,14 @@ TIER_SMALL_CAP_MIN, Micro/Nano Cap below; Unknown when the market cap is NULL or
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from contextlib import closing
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etl_crypto import (
     Settings,
@@ -38,8 +41,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("segment_and_load")
 
 TIERS = ("Large Cap", "Mid Cap", "Small Cap", "Micro/Nano Cap", "Unknown")
-CHUNK_ROWS = 20_000  # read at a time: memory stays flat, and --all holds its locks for a moment only
+CHUNK_ROWS = 20_000  # read at a time: memory stays flat
 BATCH_IDS = 1_000  # coins named in one UPDATE
+COMMIT_ROWS = 2_000  # changed by --all in one transaction: others that write wait for its locks 0.1 s at most
 PROGRESS_SECONDS = 5
 
 
@@ -48,58 +52,75 @@ def assign_tiers(market_caps: pd.Series, settings: Settings) -> pd.Series:
     with signals_held():
         import pandas as pd
 
-    bounds = [0.0, settings.tier_small_cap_min, settings.tier_mid_cap_min, settings.tier_large_cap_min, float("inf")]
-    known = market_caps.where(market_caps > 0)
-    tiers = pd.cut(known, bounds, right=False, labels=["Micro/Nano Cap", "Small Cap", "Mid Cap", "Large Cap"])
-    return tiers.astype("object").fillna("Unknown")
+    above_zero = math.ulp(0.0)
+    tiers = (settings.tier_small_cap_min, settings.tier_mid_cap_min, settings.tier_large_cap_min)
+    bounds = [-math.inf, above_zero, *tiers, math.inf]
+    return pd.cut(market_caps.fillna(0.0), bounds, right=False, labels=TIERS[::-1])
 
 
-def read_rows(cursor: Any, condition: str, parameters: tuple = ()) -> pd.DataFrame:
-    """Rows as timestamp, coin_id, market_cap (USD, NaN for NULL), market_cap_tier (None for NULL)."""
+class Row(NamedTuple):
+    """The tier of a coin in a snapshot: the one it has, and the one that is due by the present bounds."""
+
+    timestamp: datetime
+    coin_id: str
+    present: str | None
+    due: str
+
+
+def read_tiers(cursor: Any, settings: Settings, condition: str, parameters: tuple = ()) -> list[Row]:
+    """The rows of crypto_prices that meet `condition`, with the tiers they have and should have."""
     with signals_held():
         import pandas as pd
 
-    columns = ["timestamp", "coin_id", "market_cap", "market_cap_tier"]
-    cursor.execute(f"SELECT {', '.join(columns)} FROM crypto_prices WHERE {condition}", parameters)
-    rows = pd.DataFrame(cursor.fetchall(), columns=columns, dtype="object")
-    return rows.astype({"market_cap": "float64"})
+    cursor.execute(
+        f"SELECT timestamp, coin_id, market_cap, market_cap_tier FROM crypto_prices WHERE {condition}", parameters
+    )
+    rows = cursor.fetchall()
+    due = assign_tiers(pd.Series([market_cap for _, _, market_cap, _ in rows], dtype="float64"), settings)
+    return [Row(timestamp, coin_id, tier, new) for (timestamp, coin_id, _, tier), new in zip(rows, due, strict=True)]
 
 
-def write_tiers(cursor: Any, rows: pd.DataFrame) -> None:
-    """Write the column `tier` of `rows` to the table: a few statements for each snapshot."""
-    for (timestamp, tier), group in rows.groupby(["timestamp", "tier"]):
-        for start in range(0, len(group), BATCH_IDS):
-            ids = group["coin_id"].iloc[start : start + BATCH_IDS].tolist()
+def write_tiers(cursor: Any, rows: Iterable[Row]) -> None:
+    """Give `rows` the tiers that are due: a few statements for each snapshot."""
+    coins: dict[tuple[datetime, str], list[str]] = defaultdict(list)
+    for row in rows:
+        coins[row.timestamp, row.due].append(row.coin_id)
+    for (timestamp, tier), ids in coins.items():
+        for start in range(0, len(ids), BATCH_IDS):
+            batch = ids[start : start + BATCH_IDS]
             with signals_held():
                 cursor.execute(
                     "UPDATE crypto_prices SET market_cap_tier = %s"
-                    f" WHERE timestamp = %s AND coin_id IN ({', '.join(['%s'] * len(ids))})",
-                    (tier, timestamp, *ids),
+                    f" WHERE timestamp = %s AND coin_id IN ({', '.join(['%s'] * len(batch))})",
+                    (tier, timestamp, *batch),
                 )
 
 
-def segment(cursor: Any, settings: Settings, dry_run: bool = False) -> Counter[str]:
-    """Give every row without a tier its tier, within the transaction of `cursor`. Returns the rows of each tier.
+class Tiered(NamedTuple):
+    """What was given a tier: the rows of each tier, and the newest snapshot among them (UTC; None: there were none)."""
+
+    rows: Counter[str]
+    newest: datetime | None
+
+
+def segment(cursor: Any, settings: Settings, dry_run: bool = False) -> Tiered:
+    """Give every row without a tier its tier, within the transaction of `cursor`.
 
     The cost is that of the rows without a tier, however long the history: an index finds them.
     """
     tiered: Counter[str] = Counter()
     newest = None
+    # FOR UPDATE: as the rows are now. Those that others delete meanwhile would stay in the transaction's old view,
+    # pending for ever.
+    chunk = "" if dry_run else f" LIMIT {CHUNK_ROWS} FOR UPDATE"
     while True:
-        # FOR UPDATE: as the rows are now. Those that others delete meanwhile would stay in the transaction's old view,
-        # pending for ever.
-        chunk = "" if dry_run else f" LIMIT {CHUNK_ROWS} FOR UPDATE"
-        pending = read_rows(cursor, f"market_cap_tier IS NULL{chunk}")
-        if pending.empty:
-            break
-        pending["tier"] = assign_tiers(pending["market_cap"], settings)
-        tiered.update(pending["tier"])
-        newest = max(filter(None, (newest, pending["timestamp"].max())))
-        if dry_run:
-            break
-        write_tiers(cursor, pending)
-    warn_of_other_bounds(cursor, settings, newest)
-    return tiered
+        pending = read_tiers(cursor, settings, f"market_cap_tier IS NULL{chunk}")
+        tiered.update(row.due for row in pending)
+        newest = max(filter(None, (newest, *(row.timestamp for row in pending))), default=None)
+        if not dry_run:
+            write_tiers(cursor, pending)
+        if dry_run or len(pending) < CHUNK_ROWS:
+            return Tiered(tiered, newest)
 
 
 def warn_of_other_bounds(cursor: Any, settings: Settings, newest: datetime | None) -> None:
@@ -109,8 +130,8 @@ def warn_of_other_bounds(cursor: Any, settings: Settings, newest: datetime | Non
     (timestamp,) = cursor.fetchone()
     if timestamp is None:
         return
-    rows = read_rows(cursor, "timestamp = %s AND market_cap_tier IS NOT NULL", (timestamp,))
-    changed = int((assign_tiers(rows["market_cap"], settings) != rows["market_cap_tier"]).sum())
+    rows = read_tiers(cursor, settings, "timestamp = %s AND market_cap_tier IS NOT NULL", (timestamp,))
+    changed = sum(row.present != row.due for row in rows)
     if changed:
         log.warning(
             "with the present TIER_..._MIN, %d of the %d coins of %s UTC would be in another tier:"
@@ -124,8 +145,8 @@ def warn_of_other_bounds(cursor: Any, settings: Settings, newest: datetime | Non
 def segment_all(settings: Settings, connection: Connection, dry_run: bool) -> tuple[int, Counter[str]]:
     """Give every row the tier of the present bounds. Returns the rows read, and the rows changed to each tier.
 
-    It goes along the primary key, a short transaction for each chunk, and writes only rows that change: it may be ended
-    at any moment and run again.
+    It goes along the primary key, chunk by chunk, and writes only rows that change, in short transactions: it may be
+    ended at any moment and run again.
     """
     with transaction(settings, connection) as cursor:
         cursor.execute("SELECT COUNT(*) FROM crypto_prices")
@@ -135,24 +156,24 @@ def segment_all(settings: Settings, connection: Connection, dry_run: bool) -> tu
     last = (datetime.min, "")
     begun = said = time.monotonic()
 
-    def work(cursor: Any) -> pd.DataFrame:
-        rows = read_rows(
+    def read_chunk(cursor: Any) -> list[Row]:
+        return read_tiers(
             cursor,
+            settings,
             f"timestamp >= %s AND (timestamp > %s OR coin_id > %s) ORDER BY timestamp, coin_id LIMIT {CHUNK_ROWS}",
             (last[0], *last),
         )
-        rows["tier"] = assign_tiers(rows["market_cap"], settings)
-        if not dry_run:
-            write_tiers(cursor, rows[rows["tier"] != rows["market_cap_tier"]])
-        return rows
 
     while True:
-        rows = in_transaction(settings, connection, work)
-        if rows.empty:
+        rows = in_transaction(settings, connection, read_chunk)
+        if not rows:
             return read, changed
+        misfits = [row for row in rows if row.present != row.due]
+        for start in range(0, 0 if dry_run else len(misfits), COMMIT_ROWS):
+            in_transaction(settings, connection, partial(write_tiers, rows=misfits[start : start + COMMIT_ROWS]))
         read += len(rows)
-        changed.update(rows["tier"][rows["tier"] != rows["market_cap_tier"]])
-        last = tuple(rows[["timestamp", "coin_id"]].iloc[-1])
+        changed.update(row.due for row in misfits)
+        last = (rows[-1].timestamp, rows[-1].coin_id)
         now = time.monotonic()
         if now - said >= PROGRESS_SECONDS:
             said = now
@@ -180,6 +201,11 @@ def main(argv: list[str] | None = None) -> int:
     options = parse_options(parser, argv)
 
     def work(settings: Settings) -> int:
+        def tier_pending(cursor: Any) -> Tiered:
+            tiered = segment(cursor, settings, options.dry_run)
+            warn_of_other_bounds(cursor, settings, tiered.newest)
+            return tiered
+
         dry = " (dry run: nothing was written)" if options.dry_run else ""
         with closing(connect(settings)) if options.dry_run else writing_connection(settings) as connection:
             if options.all:
@@ -188,10 +214,10 @@ def main(argv: list[str] | None = None) -> int:
             else:
                 if options.dry_run:
                     with transaction(settings, connection) as cursor:
-                        tiered = segment(cursor, settings, dry_run=True)
+                        tiered = tier_pending(cursor)
                 else:
-                    tiered = in_transaction(settings, connection, lambda cursor: segment(cursor, settings))
-                say(options, describe(tiered, "rows tiered") + dry)
+                    tiered = in_transaction(settings, connection, tier_pending)
+                say(options, describe(tiered.rows, "rows tiered") + dry)
         return 0
 
     return run_script(log, options, work)

@@ -100,7 +100,7 @@ def test_all_coins_end_at_an_empty_page_that_was_confirmed(api: StubCoinGecko, c
 
     assert len(ids(fetched)) == 1100
     assert api.pages.count(6) == 2
-    assert max(api.pages) <= 8
+    assert max(api.pages) <= 9  # so many were on their way when page 6 turned out to be empty
 
 
 def test_an_empty_page_in_mid_list_that_passes_loses_no_coin(api: StubCoinGecko, clock: Clock):

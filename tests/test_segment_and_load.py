@@ -93,7 +93,7 @@ def test_rows_that_are_deleted_meanwhile_do_not_keep_it_busy_for_ever(scripts: S
     connection.rollback()
     connection.close()
 
-    assert tiered.total() == 90
+    assert tiered.rows.total() == 90
 
 
 def test_its_cost_does_not_grow_with_the_history(scripts: Scripts, database: Database):
