@@ -29,7 +29,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -124,7 +124,8 @@ RETRIES = 3
 RETRY_PATIENCE = 30  # seconds for a server to come back, or for a lost session to let go of the run lock
 LOST_CONNECTION = (1053, 1317, 1927, 2006, 2013, 2055, 4031)  # shut down, killed (1317, 1927), lost, idle for too long
 LOCKED = (1020, 1205, 1213)  # changed by another, lock wait, deadlock
-LOCK_WAIT = 10  # seconds; MySQL's own are 50 for a row and a year for the table, and no signal ends them
+LOCK_WAIT = 10  # seconds; MySQL's own are 50 for a row and a year for the table
+ANSWER_TIMEOUT = 30  # seconds for a server that is mute, as one whose disk is full may be; no statement here is as long
 NO_SERVER = (2002, 2003, 2005)
 NO_TLS = (2026,)  # or a server that went away during the handshake
 OTHER_SCHEMA = (
@@ -410,6 +411,23 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
+# --------------------------------------------------------------------------------------------------------- threads
+
+
+def in_background(work: Callable[..., Result], *arguments: object) -> Future[Result]:
+    """`work(*arguments)` begun in a thread that cannot hold up the end of the program, as an executor's would."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work(*arguments))
+        except BaseException as error:  # handed on to whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
 # -------------------------------------------------------------------------------------------------------- database
 
 
@@ -446,11 +464,13 @@ def explain(error: Exception, settings: Settings) -> DatabaseError:
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """SIGTERM and Ctrl-C take effect only as this is left.
+    """SIGTERM and Ctrl-C take effect only as this is left; in a thread, which they never reach, nothing changes.
 
-    For a statement with many parameters: the connector converts them in C, and crashes when a signal raises in there.
-    And for the import of a large package: Python's own import may print what is raised in its midst, and go on.
+    For the import of a large package: Python's own import may print what is raised in its midst, and go on.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     caught: list[int] = []
     handlers = {
         number: signal.signal(number, lambda number, frame: caught.append(number))
@@ -481,11 +501,14 @@ def connect(settings: Settings) -> Connection:
             user=settings.mysql_user,
             password=settings.mysql_password,
             connection_timeout=10,
+            read_timeout=ANSWER_TIMEOUT,
+            write_timeout=ANSWER_TIMEOUT,
             charset="utf8mb4",  # and no collation: the one that MySQL prefers is not on MariaDB
             sql_mode="TRADITIONAL",  # whatever the server's own is, a value that does not fit is an error
             time_zone="+00:00",
             autocommit=False,
-            init_command=f"SET SESSION lock_wait_timeout = {LOCK_WAIT}, innodb_lock_wait_timeout = {LOCK_WAIT}",
+            init_command=f"SET SESSION lock_wait_timeout = {LOCK_WAIT}, innodb_lock_wait_timeout = {LOCK_WAIT},"
+            " sql_safe_updates = 0",
             **tls,
         )
     except mysql_errors() as error:
@@ -512,6 +535,24 @@ def transaction(settings: Settings, connection: Connection) -> Iterator[Any]:
         raise
 
 
+def in_session(settings: Settings, connection: Connection, work: Callable[[], Result]) -> Result:
+    """What `work()`, which uses `connection`, returns. A signal ends it at once, whatever the server is at.
+
+    It runs in a thread, which no signal reaches: one that raised in the connector's C code would crash it.
+    """
+    running = in_background(work)
+    try:
+        while not running.done():
+            wait([running], timeout=0.1)
+    except KeyboardInterrupt:
+        with signals_held():
+            with suppress(DatabaseError, *mysql_errors()), closing(connect(settings)) as other:
+                other.cursor().execute("KILL %s", (connection.connection_id,))
+            wait([running])  # a connection must not be closed while a thread is in it
+        raise
+    return running.result()
+
+
 @contextmanager
 def writing_connection(settings: Settings) -> Iterator[Connection]:
     """A connection that holds the run lock and may write the table; closed at the end, which frees the lock.
@@ -520,8 +561,8 @@ def writing_connection(settings: Settings) -> Iterator[Connection]:
     """
     connection = connect(settings)
     try:
-        take_run_lock(settings, connection)
-        check_table(settings, connection)
+        in_session(settings, connection, lambda: take_run_lock(settings, connection))
+        in_session(settings, connection, lambda: check_table(settings, connection))
         yield connection
     finally:
         with suppress(*mysql_errors()):
@@ -552,7 +593,6 @@ def take_run_lock(settings: Settings, connection: Connection, patience: float = 
         if not said:
             log.warning("MySQL connection %s holds the run lock; waiting up to %d s for it to let go", holder, patience)
             said = True
-        # Python waits, not GET_LOCK: a signal ends this at once.
         time.sleep(0.2)
 
 
@@ -626,14 +666,18 @@ def in_transaction(settings: Settings, connection: Connection, work: Callable[[A
     A deadlock, a lock wait or a lost connection is tried again, three times, on a fresh session that has taken the lock
     anew; so `work` must come to the same when it is done twice. Raises DatabaseError, and BusyError for a lost lock.
     """
+
+    def attempt() -> Result:
+        with transaction(settings, connection) as cursor:
+            return work(cursor)
+
     is_open = connection.is_connected()  # a long fetch is longer than some servers keep an idle session
     retries = 0
     while True:
         try:
             if not is_open:
                 reopen(settings, connection)
-            with transaction(settings, connection) as cursor:
-                return work(cursor)
+            return in_session(settings, connection, attempt)
         except DatabaseError as error:
             if error.errno not in (*LOST_CONNECTION, *LOCKED) or retries == RETRIES:
                 raise
@@ -660,7 +704,7 @@ def reopen(settings: Settings, connection: Connection) -> None:
                 log.warning("%s; waiting up to %d s for it to come back", problem, RETRY_PATIENCE)
                 said = True
         time.sleep(0.5)
-    take_run_lock(settings, connection, patience=RETRY_PATIENCE)
+    in_session(settings, connection, lambda: take_run_lock(settings, connection, patience=RETRY_PATIENCE))
 
 
 # ------------------------------------------------------------------------------------------------- fetch: CoinGecko
@@ -893,20 +937,6 @@ class CoinGecko:
 
 def has_failed(call: Call) -> bool:
     return call.answer.done() and call.answer.exception() is not None
-
-
-def in_background(work: Callable[..., Result], *arguments: object) -> Future[Result]:
-    """`work(*arguments)` begun in a thread that cannot hold up the end of the program, as an executor's would."""
-    future: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work(*arguments))
-        except BaseException as error:  # handed on to whoever asks for the result
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
 
 
 def parse_json(text: bytes | str) -> Any:
@@ -1206,15 +1236,15 @@ def to_row(coin: Any, timestamp: datetime) -> tuple:
 def read_market(snapshot: Snapshot) -> Market:
     """The usable rows of a snapshot, one per coin, the first one wins; and those that are not, with the reason."""
     rows: dict[str, tuple] = {}
-    rejected: dict[Any, tuple[str, Any]] = {}  # by id, where there is one: the rejected come twice as well
+    rejected: dict[Any, tuple[str, Any]] = {}  # by content, where there is an id: the rejected come twice as well
     repeats = 0
     no_time = []
     for position, coin in enumerate(snapshot.coins):
         try:
             row = to_row(coin, snapshot.timestamp)
         except ValueError as reason:
-            coin_id = coin.get("id") if isinstance(coin, dict) else None
-            rejected.setdefault(coin_id if isinstance(coin_id, str) else position, (str(reason), coin))
+            has_id = isinstance(coin, dict) and isinstance(coin.get("id"), str)
+            rejected.setdefault(json.dumps(coin) if has_id else position, (str(reason), coin))
             continue
         coin_id = row[1]
         if coin_id in rows:
@@ -1317,9 +1347,9 @@ def upsert(cursor: Any, rows: list[tuple]) -> None:
     )
     for start in range(0, len(rows), BATCH_ROWS):
         batch = rows[start : start + BATCH_ROWS]
-        # not by executemany, which takes the statement apart anew each time: half of the time for a hundred rows
-        with signals_held():
-            cursor.execute(insert + ", ".join([values] * len(batch)) + update, tuple(chain.from_iterable(batch)))
+        # Not by executemany, which takes the statement apart anew each time: half of the time for a hundred rows.
+        # Nor by a prepared statement: the connector binds figures as FLOAT, with seven digits.
+        cursor.execute(insert + ", ".join([values] * len(batch)) + update, tuple(chain.from_iterable(batch)))
 
 
 def read_largest_snapshot(cursor: Any) -> int:

@@ -88,12 +88,11 @@ def write_tiers(cursor: Any, rows: Iterable[Row]) -> None:
     for (timestamp, tier), ids in coins.items():
         for start in range(0, len(ids), BATCH_IDS):
             batch = ids[start : start + BATCH_IDS]
-            with signals_held():
-                cursor.execute(
-                    "UPDATE crypto_prices SET market_cap_tier = %s"
-                    f" WHERE timestamp = %s AND coin_id IN ({', '.join(['%s'] * len(batch))})",
-                    (tier, timestamp, *batch),
-                )
+            cursor.execute(
+                "UPDATE crypto_prices SET market_cap_tier = %s"
+                f" WHERE timestamp = %s AND coin_id IN ({', '.join(['%s'] * len(batch))})",
+                (tier, timestamp, *batch),
+            )
 
 
 class Tiered(NamedTuple):

@@ -236,3 +236,14 @@ def make_settings(**values: str) -> Settings:
 
 def last_line(text: str) -> str:
     return text.rstrip("\n").rpartition("\n")[2]
+
+
+def one_line_error(result: subprocess.CompletedProcess[str], exit_code: int, *parts: str) -> None:
+    """The run ended with `exit_code` and one error line, which holds `parts`."""
+    errors = [line for line in result.stderr.splitlines() if " ERROR " in line]
+    assert result.returncode == exit_code, result.stderr
+    assert len(errors) == 1
+    assert last_line(result.stderr) == errors[0]
+    for part in parts:
+        assert part in errors[0]
+    assert "Traceback" not in result.stderr

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -23,13 +25,14 @@ SAMPLE_FILES = sorted(Path(__file__).with_name("data").glob("*.json.gz"))
 class Answer:
     """One HTTP answer. `body` is JSON unless it is bytes; a `length` other than the body's cuts the answer short.
 
-    `raw` is sent in place of all that.
+    With `reset` the connection breaks in mid-body. `raw` is sent in place of all that.
     """
 
     body: object = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     length: int | None = None
+    reset: bool = False
     raw: bytes = b""
 
 
@@ -79,6 +82,12 @@ class StubCoinGecko:
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(body) if answer.length is None else answer.length))
                 self.end_headers()
+                if answer.reset:
+                    self.wfile.write(body[: len(body) // 2])
+                    # closed with data unsent: the other end gets a reset, not an end
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self.connection.close()
+                    return
                 self.wfile.write(body)
                 if answer.length is not None:
                     self.close_connection = True

@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,9 @@ from pathlib import Path
 import pytest
 import requests
 import responses
+
+if sys.platform == "linux":
+    import resource
 
 from etl_crypto import (
     COLUMNS,
@@ -648,6 +652,22 @@ def test_a_snapshot_dir_that_cannot_be_written_is_warned_of_and_the_market_loade
 
     assert result.returncode == 0
     assert "the raw answer cannot be kept" in result.stderr
+    assert database.count() == 120
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prlimit")
+def test_a_snapshot_dir_without_room_is_warned_of_and_the_market_loaded(
+    scripts: Scripts, api: StubCoinGecko, database: Database
+):
+    api.coins.append(make_coin(121, name=None))
+    process = scripts.start("pipeline_orchestrator.py")
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1_000, 1_000))  # no file may get larger
+    result = scripts.finish(process)
+
+    assert result.returncode == 0, result.stderr
+    assert f"the raw answer cannot be kept in {scripts.snapshots} (File too large)" in result.stderr
+    assert "free the disk or change SNAPSHOT_DIR" in result.stderr
+    assert scripts.kept("*.gz*") == []
     assert database.count() == 120
 
 

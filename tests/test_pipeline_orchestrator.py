@@ -18,7 +18,7 @@ from random import Random
 import mysql.connector
 import pytest
 
-from tests.conftest import PROJECT_DIR, Database, Scripts, last_line, make_coin, make_coins
+from tests.conftest import PROJECT_DIR, Database, Scripts, last_line, make_coin, make_coins, one_line_error
 from tests.stub_coingecko import SAMPLE_FILES, Answer, StubCoinGecko, read_sample
 
 LARGE, MID, SMALL, MICRO = 2e10, 2e9, 2e8, 2e7
@@ -27,17 +27,6 @@ posix_only = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM 
 
 def tiers(database: Database) -> dict[str, str]:
     return dict(database.execute("SELECT coin_id, market_cap_tier FROM crypto_prices"))
-
-
-def one_line_error(result: subprocess.CompletedProcess[str], exit_code: int, *parts: str) -> None:
-    """The run ended with `exit_code` and one error line, which holds `parts`."""
-    errors = [line for line in result.stderr.splitlines() if " ERROR " in line]
-    assert result.returncode == exit_code, result.stderr
-    assert len(errors) == 1
-    assert last_line(result.stderr) == errors[0]
-    for part in parts:
-        assert part in errors[0]
-    assert "Traceback" not in result.stderr
 
 
 # ------------------------------------------------------------------------------------------------- the ordinary run
@@ -381,6 +370,22 @@ def test_a_signal_ends_a_wait_for_another_try(scripts: Scripts, api: StubCoinGec
     assert scripts.finish(process).returncode == 143
 
 
+@posix_only
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_wait_for_locked_rows(
+    scripts: Scripts, database: Database, rows_locked: mysql.connector.MySQLConnection, number: int, exit_code: int
+):
+    process = scripts.start("pipeline_orchestrator.py", SNAPSHOT_MINUTES="525600")
+    wait_for_the_load(process, database)
+    sent = time.monotonic()
+    process.send_signal(number)
+    result = scripts.finish(process)
+
+    one_line_error(result, exit_code, "no snapshot is half in the table")
+    assert time.monotonic() - sent < 2
+    assert database.execute("SELECT id FROM information_schema.processlist WHERE user = %s", (database.user,)) == []
+
+
 def test_a_bug_stays_a_traceback_and_exit_code_1(scripts: Scripts, tmp_path: Path):
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -437,6 +442,17 @@ def rows_locked(database: Database, a_snapshot: None) -> Iterator[mysql.connecto
         yield other
 
 
+def wait_for_the_load(process: subprocess.Popen[str], database: Database) -> tuple[int]:
+    """The id of the session that loads, once it waits for rows that are locked."""
+    while True:
+        assert process.poll() is None
+        for session in database.execute(
+            "SELECT id FROM information_schema.processlist WHERE user = %s AND info LIKE 'INSERT%%VALUES%%'",
+            (database.user,),
+        ):
+            return session
+
+
 def read_log_until(process: subprocess.Popen[str], part: str) -> None:
     """Return once `process` has logged a line with `part`."""
     lines = []
@@ -458,14 +474,7 @@ def test_a_connection_lost_during_the_load_is_tried_again(
     scripts: Scripts, database: Database, rows_locked: mysql.connector.MySQLConnection
 ):
     process = scripts.start("pipeline_orchestrator.py", SNAPSHOT_MINUTES="525600")
-    loading = []
-    while not loading:  # the locked rows hold the load up, so that it can be met on the way
-        assert process.poll() is None
-        loading = database.execute(
-            "SELECT id FROM information_schema.processlist WHERE user = %s AND info LIKE 'INSERT%%VALUES%%'",
-            (database.user,),
-        )
-    database.execute("KILL %s", loading[0])
+    database.execute("KILL %s", wait_for_the_load(process, database))
     read_log_until(process, "trying again on a new connection")
     rows_locked.rollback()
 
@@ -512,7 +521,7 @@ def test_killed_at_any_moment_the_table_holds_whole_snapshots_only(
     api.coins = make_coins(2000)
     random = Random(1)
     whole_run = seconds_of_a_run(scripts)
-    for _ in range(60):
+    for _ in range(200):
         database.execute("DELETE FROM crypto_prices")
         process = scripts.start("pipeline_orchestrator.py", **MANY_COINS)
         with suppress(subprocess.TimeoutExpired):
@@ -533,7 +542,7 @@ def test_a_signal_at_any_moment_leaves_whole_snapshots_and_no_traceback(
     api.coins = make_coins(2000)
     random = Random(2)
     whole_run = seconds_of_a_run(scripts)
-    for _ in range(40):
+    for _ in range(50):
         database.execute("DELETE FROM crypto_prices")
         api.requests.clear()
         # Python itself leaves a file open when a signal ends an import: that is no warning of ours

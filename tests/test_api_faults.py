@@ -1,0 +1,146 @@
+"""What CoinGecko, or whatever stands in its place, may answer: the table ends up whole or untouched, in one line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Database, Scripts, last_line, make_coins, one_line_error
+from tests.stub_coingecko import Answer, StubCoinGecko
+
+MARKET = make_coins(1000)
+FOUR_PAGES = {"COIN_LIMIT": "1000", "REQUESTS_PER_MINUTE": "1000"}
+WHOLE_PAGE = json.dumps(MARKET[:250]).encode()
+FORBIDDEN = {"status": {"error_code": 403, "error_message": "This endpoint is temporarily unavailable"}}
+
+# What may pass, by what a user would call it. Each is an answer to a call for one page.
+PASSING: dict[str, Callable[[StubCoinGecko], Answer]] = {
+    "429": lambda api: Answer(status=429),
+    "429 with Retry-After 0": lambda api: Answer(status=429, headers={"Retry-After": "0"}),
+    "429 with Retry-After 1": lambda api: Answer(status=429, headers={"Retry-After": "1"}),
+    "408": lambda api: Answer(status=408),
+    "500": lambda api: Answer({"error": "internal"}, 500),
+    "502": lambda api: Answer(b"<html>Bad gateway", 502),
+    "503": lambda api: Answer(status=503),
+    "a passing 403": lambda api: Answer(FORBIDDEN, 403),
+    "no HTTP at all": lambda api: Answer(raw=b"\x16\x03\x01"),
+    "a reset in mid-body": lambda api: Answer(WHOLE_PAGE, reset=True),
+    "a body cut short": lambda api: Answer(WHOLE_PAGE[:30_000], length=len(WHOLE_PAGE)),
+    "truncated JSON": lambda api: Answer(WHOLE_PAGE[:30_000]),
+    "HTML with status 200": lambda api: Answer(b"<html>Just a moment..."),
+    "an error object with status 200": lambda api: Answer({"status": {"error_code": 429, "error_message": "slow"}}),
+    "a list of other things": lambda api: Answer([17, None, "coin", []]),
+    "50 MB": lambda api: Answer(b" " * 50_000_000),
+    "nested arrays": lambda api: Answer(b"[" * 1_000_000),
+    "broken gzip": lambda api: Answer(gzip.compress(WHOLE_PAGE)[:9_000], headers={"Content-Encoding": "gzip"}),
+    "a gzip bomb": lambda api: Answer(gzip.compress(b" " * 100_000_000), headers={"Content-Encoding": "gzip"}),
+    "a hang": lambda api: api.hang(),
+}
+FINAL = {
+    "400": lambda api: Answer(status=400),
+    "a wrong key": lambda api: Answer({"status": {"error_code": 10010, "error_message": "no"}}, 400),
+    "401": lambda api: Answer(status=401),
+    "404": lambda api: Answer({"error": "not found"}, 404),
+}
+
+
+@pytest.fixture
+def market(api: StubCoinGecko, scripts: Scripts) -> StubCoinGecko:
+    """CoinGecko with four pages of coins."""
+    api.coins = MARKET
+    scripts.settings |= FOUR_PAGES | {"HTTP_TIMEOUT_SECONDS": "3"}
+    return api
+
+
+@pytest.mark.parametrize("fault", PASSING | FINAL)
+def test_a_fault_that_lasts_leaves_the_table_untouched_and_is_told_in_one_line(
+    scripts: Scripts, market: StubCoinGecko, database: Database, fault: str
+):
+    page = 1 + list(PASSING | FINAL).index(fault) % 4
+    market.script = lambda asked, attempt: (PASSING | FINAL)[fault](market) if asked == page else None
+
+    result = scripts.pipeline(HTTP_TIMEOUT_SECONDS="1")
+
+    one_line_error(result, 3, "CoinGecko", str(page) if fault in PASSING else "status")
+    assert database.count() == 0
+    assert scripts.kept() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [1, 2, 3, 4])
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_fault_that_passes_costs_no_coin_on_whatever_page(
+    scripts: Scripts, market: StubCoinGecko, database: Database, fault: str, page: int
+):
+    market.script = lambda asked, attempt: PASSING[fault](market) if (asked, attempt) == (page, 1) else None
+
+    result = scripts.pipeline(RETRY_BUDGET_SECONDS="10")
+
+    assert result.returncode == 0, result.stderr
+    assert database.execute("SELECT COUNT(*), COUNT(market_cap_tier) FROM crypto_prices") == [(1000, 1000)]
+    assert [line for line in result.stderr.splitlines() if f"page {page}: " in line and "trying again in" in line]
+
+
+@pytest.mark.parametrize("page", [1, 2, 3, 4])
+def test_an_empty_page_where_coins_were_before_refuses_the_list_and_keeps_what_came(
+    scripts: Scripts, market: StubCoinGecko, database: Database, page: int
+):
+    assert scripts.pipeline().returncode == 0
+    market.script = lambda asked, attempt: Answer([]) if asked == page else None
+    kept = set(scripts.kept())
+
+    result = scripts.pipeline()
+
+    one_line_error(result, 3, "the list of coins is empty" if page == 1 else "the list ended early")
+    assert database.count() == 1000
+    for path in set(scripts.kept()) - kept:
+        assert len(read_coins(path)) == 250 * (page - 1)
+
+
+def read_coins(path: Path) -> list:
+    return json.loads(gzip.decompress(path.read_bytes()))["coins"]
+
+
+def test_a_server_that_goes_away_in_mid_list_leaves_the_table_untouched(
+    scripts: Scripts, market: StubCoinGecko, database: Database
+):
+    market.coins = make_coins(2000)
+    market.script = lambda page, attempt: market.server.socket.close() if page == 3 else None
+
+    result = scripts.pipeline(COIN_LIMIT="2000")
+
+    one_line_error(result, 3, "no answer from http://127.0.0.1")
+    assert database.count() == 0
+
+
+def test_the_key_does_not_follow_a_redirect_on_whatever_page(
+    scripts: Scripts, market: StubCoinGecko, database: Database
+):
+    scripts.settings["COINGECKO_API_KEY"] = "CG-key"
+    with StubCoinGecko(MARKET) as elsewhere:
+        for page in range(1, 5):
+            away = Answer(status=302, headers={"Location": f"{elsewhere.url}/coins/markets?page={page}"})
+            market.script = lambda asked, attempt, page=page, away=away: away if asked == page else None
+            one_line_error(scripts.pipeline(), 3, "set COINGECKO_BASE_URL")
+
+    assert elsewhere.requests == []
+    assert database.count() == 0
+
+
+def test_a_broken_page_among_whole_ones_refuses_the_snapshot_and_force_loads_the_others(
+    scripts: Scripts, market: StubCoinGecko, database: Database
+):
+    spoilt = [coin | {"current_price": "1.0"} for coin in MARKET[250:500]]
+    market.script = lambda page, attempt: Answer(spoilt) if page == 2 else None
+
+    one_line_error(scripts.pipeline(), 3, "250 of the 1000 coins", "--force --replay")
+
+    result = scripts.pipeline("--force", "--replay", *scripts.kept())
+    assert result.returncode == 0, result.stderr
+    assert "750 coins, 250 rejected" in result.stdout
+    assert database.count() == 750
+    assert last_line(result.stderr).endswith("UTC")
