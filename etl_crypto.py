@@ -39,7 +39,7 @@ from ipaddress import ip_address
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 # requests, python-dotenv and the connector are imported where they are used: --help and a bad setting answer at once.
 if TYPE_CHECKING:
@@ -116,9 +116,12 @@ ODDITIES: dict[str, Callable[[Mapping], bool]] = {
 
 # Kept answers. The mode of a file marks the answer as loaded; all that Windows keeps of a mode is "read-only".
 SNAPSHOT_NAME = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ(_\d+)?\.json\.gz")
+UNFINISHED_NAME = re.compile(r".+\.json\.gz\.\d+\.tmp")
 LOADED_MODE = 0o444 if os.name == "nt" else 0o440
 
 # Writing.
+RUN_LOCK, BACKFILL_LOCK = "crypto_prices", "crypto_prices.backfill"
+LOCKS = {RUN_LOCK: "run is writing to", BACKFILL_LOCK: "backfill is going on for"}
 BATCH_ROWS = 1_000  # 330 KB a statement: well below every server's max_allowed_packet
 RETRIES = 3
 RETRY_PATIENCE = 30  # seconds for a server to come back, or for a lost session to let go of the run lock
@@ -175,6 +178,10 @@ class DataError(PipelineError):
     """CoinGecko did not answer as it should, or what it answered, or a file, cannot be used."""
 
     exit_code = 3
+
+
+class GoneError(DataError):
+    """CoinGecko does not know what was asked for."""
 
 
 class DatabaseError(PipelineError):
@@ -554,14 +561,14 @@ def in_session(settings: Settings, connection: Connection, work: Callable[[], Re
 
 
 @contextmanager
-def writing_connection(settings: Settings) -> Iterator[Connection]:
+def writing_connection(settings: Settings, lock: str = RUN_LOCK, patience: float = 0) -> Iterator[Connection]:
     """A connection that holds the run lock and may write the table; closed at the end, which frees the lock.
 
     Raises BusyError, and DatabaseError when the table or a right is missing: both before an API call is spent.
     """
     connection = connect(settings)
     try:
-        in_session(settings, connection, lambda: take_run_lock(settings, connection))
+        in_session(settings, connection, lambda: take_lock(settings, connection, lock, patience))
         in_session(settings, connection, lambda: check_table(settings, connection))
         yield connection
     finally:
@@ -569,14 +576,14 @@ def writing_connection(settings: Settings) -> Iterator[Connection]:
             connection.close()
 
 
-def take_run_lock(settings: Settings, connection: Connection, patience: float = 0) -> None:
+def take_lock(settings: Settings, connection: Connection, lock: str = RUN_LOCK, patience: float = 0) -> None:
     """Take the lock that keeps runs on this database apart, waiting `patience` seconds. Raises BusyError.
 
     The lock belongs to the session: MySQL frees it when the session ends, however it ends.
     """
     # A lock is server-wide and its name has at most 64 characters, as many as a database's alone may have.
-    name = f"crypto_prices.{settings.mysql_database}"
-    name = name if len(name) <= 64 else f"crypto_prices.{sha256(name.encode()).hexdigest()[:40]}"
+    name = f"{lock}.{settings.mysql_database}"
+    name = name if len(name) <= 64 else f"{lock}.{sha256(name.encode()).hexdigest()[:40]}"
     until = time.monotonic() + patience
     said = False
     while True:
@@ -587,11 +594,17 @@ def take_run_lock(settings: Settings, connection: Connection, patience: float = 
             return
         if time.monotonic() >= until:
             raise BusyError(
-                f"another run is writing to {settings.mysql_database} at {settings.mysql_host}:{settings.mysql_port}"
+                f"another {LOCKS[lock]} {settings.mysql_database} at {settings.mysql_host}:{settings.mysql_port}"
                 f" (MySQL connection {holder}): wait until it has ended, then run again"
             )
         if not said:
-            log.warning("MySQL connection %s holds the run lock; waiting up to %d s for it to let go", holder, patience)
+            log.warning(
+                "another %s %s (MySQL connection %s); waiting up to %d s for it to end",
+                LOCKS[lock],
+                settings.mysql_database,
+                holder,
+                patience,
+            )
             said = True
         time.sleep(0.2)
 
@@ -704,7 +717,7 @@ def reopen(settings: Settings, connection: Connection) -> None:
                 log.warning("%s; waiting up to %d s for it to come back", problem, RETRY_PATIENCE)
                 said = True
         time.sleep(0.5)
-    in_session(settings, connection, lambda: take_run_lock(settings, connection, patience=RETRY_PATIENCE))
+    in_session(settings, connection, lambda: take_lock(settings, connection, patience=RETRY_PATIENCE))
 
 
 # ------------------------------------------------------------------------------------------------- fetch: CoinGecko
@@ -863,6 +876,22 @@ class CoinGecko:
             raise TryAgain(f"no list of coins: {self.shown(answer)}")
         return answer
 
+    def fetch_history(self, coin_id: str, days: int) -> dict | None:
+        """One call for a point a day of so many days and the present: lists of [ms since 1970, figure] by kind.
+
+        Source: /coins/{id}/market_chart. None for a coin that is gone. Raises TryAgain or DataError.
+        """
+        try:
+            answer = self.get(
+                f"/coins/{quote(coin_id, safe='')}/market_chart",
+                {"vs_currency": "usd", "days": days, "interval": "daily"},
+            )
+        except GoneError:
+            return None
+        if not isinstance(answer, dict) or not isinstance(answer.get("prices"), list):
+            raise TryAgain(f"no history: {self.shown(answer)}")
+        return answer
+
     def get(self, path: str, parameters: Mapping[str, object]) -> Any:
         """The JSON that one call answers. Raises TryAgain or DataError."""
         import requests
@@ -932,7 +961,8 @@ class CoinGecko:
             raise TryAgain(said, unclear_refusal=True)
         if status < 400 or status in (408, 429) or status >= 500:
             raise TryAgain(said, after=retry_after(response.headers.get("Retry-After", "")))
-        raise DataError(f"CoinGecko did not take the call ({said}): check COINGECKO_BASE_URL, or update these scripts")
+        refused = GoneError if status == 404 else DataError
+        raise refused(f"CoinGecko did not take the call ({said}): check COINGECKO_BASE_URL, or update these scripts")
 
 
 def has_failed(call: Call) -> bool:
@@ -1064,18 +1094,24 @@ def fetch_snapshot(settings: Settings, api: CoinGecko, now: datetime, keep: bool
 
 def write_snapshot(folder: Path, now: datetime, timestamp: datetime, coins: list) -> Path:
     """Keep a raw answer in `folder`, whole or not at all, under a name that no other has. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("*.tmp"):  # of runs that were killed
-        with suppress(OSError):
-            if SNAPSHOT_NAME.match(stale.name) and stale.stat().st_mtime < time.time() - 3600:
-                stale.unlink()
     path = folder / f"{file_time(now)}.json.gz"
     for number in range(2, 1000):
         if not path.exists():
             break
         path = folder / f"{file_time(now)}_{number}.json.gz"  # another pipeline of the same second
+    keep_answer(path, {"timestamp": f"{timestamp.isoformat()}Z", "coins": coins})
+    return path
+
+
+def keep_answer(path: Path, answer: object) -> None:
+    """Write a raw answer to `path` as gzipped JSON, whole or not at all. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob("*.tmp"):  # of runs that were killed
+        with suppress(OSError):
+            if UNFINISHED_NAME.fullmatch(stale.name) and stale.stat().st_mtime < time.time() - 3600:
+                stale.unlink()
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    text = json.dumps({"timestamp": f"{timestamp.isoformat()}Z", "coins": coins}, separators=(",", ":"))
+    text = json.dumps(answer, separators=(",", ":"))
     try:
         with unfinished.open("wb") as file:
             file.write(gzip.compress(text.encode(), compresslevel=1))
@@ -1084,18 +1120,22 @@ def write_snapshot(folder: Path, now: datetime, timestamp: datetime, coins: list
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    return path
 
 
-def read_snapshot(settings: Settings, path: Path) -> Snapshot:
-    """A kept snapshot, or a plain list as /coins/markets answers it. Raises DataError, which leaves the path out."""
+def read_answer(path: Path) -> Any:
+    """The JSON in a file, plain or gzipped. Raises DataError, which leaves the path out."""
     try:
         content = path.read_bytes()
-        answer = parse_json(gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content)
+        return parse_json(gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content)
     except FileNotFoundError as error:
         raise DataError("there is no such file: check the path") from error
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"it cannot be read as JSON, plain or gzip ({shown(str(error))}): leave it out") from error
+
+
+def read_snapshot(settings: Settings, path: Path) -> Snapshot:
+    """A kept snapshot, or a plain list as /coins/markets answers it. Raises DataError, which leaves the path out."""
+    answer = read_answer(path)
     if isinstance(answer, dict) and isinstance(answer.get("coins"), list):
         coins = answer["coins"]
         timestamp = to_time(answer.get("timestamp"))
@@ -1577,10 +1617,17 @@ def run_script(
 
 
 def end_process(exit_code: int) -> NoReturn:
-    """End with `exit_code`, even if a signal comes while Python takes itself down: the work is done by then."""
+    """End with `exit_code` at once: the work is done.
+
+    While Python takes itself down a signal would change the code, and a thread that is still at its import or its call
+    could crash the process.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    raise SystemExit(exit_code)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(exit_code)
 
 
 def print_result(text: str) -> None:

@@ -69,6 +69,18 @@ def make_coins(count: int, first: int = 1) -> list[dict]:
     return [make_coin(number) for number in range(first, first + count)]
 
 
+def connect_to_server(**options: object) -> mysql.connector.MySQLConnection:
+    """A connection to the server of TEST_MYSQL_*."""
+    return mysql.connector.connect(
+        host=os.environ["TEST_MYSQL_HOST"],
+        port=int(os.environ.get("TEST_MYSQL_PORT", "3306")),
+        user=os.environ.get("TEST_MYSQL_USER", "root"),
+        password=os.environ.get("TEST_MYSQL_PASSWORD", ""),
+        charset="utf8mb4",
+        **options,
+    )
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[mysql.connector.MySQLConnection]:
     """A connection to the test server that may do everything there."""
@@ -80,14 +92,7 @@ def server() -> Iterator[mysql.connector.MySQLConnection]:
         )
         pytest.fail(reason) if required else pytest.skip(reason)
     try:
-        connection = mysql.connector.connect(
-            host=os.environ["TEST_MYSQL_HOST"],
-            port=int(os.environ.get("TEST_MYSQL_PORT", "3306")),
-            user=os.environ.get("TEST_MYSQL_USER", "root"),
-            password=os.environ.get("TEST_MYSQL_PASSWORD", ""),
-            autocommit=True,
-            charset="utf8mb4",
-        )
+        connection = connect_to_server(autocommit=True)
     except mysql.connector.Error as error:
         pytest.fail(str(error)) if required else pytest.skip(f"no database server answers: {error}")
     yield connection
@@ -120,16 +125,7 @@ class Database:
 
     def connect(self) -> AbstractContextManager[mysql.connector.MySQLConnection]:
         """Another session with all rights, as a second writer or a reader has one; closed when it is left."""
-        return closing(
-            mysql.connector.connect(
-                host=self.server.server_host,
-                port=self.server.server_port,
-                user=os.environ.get("TEST_MYSQL_USER", "root"),
-                password=os.environ.get("TEST_MYSQL_PASSWORD", ""),
-                database=self.name,
-                charset="utf8mb4",
-            )
-        )
+        return closing(connect_to_server(database=self.name))
 
     def settings(self) -> dict[str, str]:
         """What a script needs to reach it."""

@@ -8,15 +8,18 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import math
+import re
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 SAMPLE_FILES = sorted(Path(__file__).with_name("data").glob("*.json.gz"))
 
@@ -47,14 +50,16 @@ class Request:
 
 
 class StubCoinGecko:
-    """Serves `coins` in pages of per_page. `script(page, attempt)` may return an Answer that takes a page's place.
+    """Serves `coins` in pages of per_page, and their daily history.
 
-    `attempt` counts the calls for that page from 1. `requests` holds the calls received so far.
+    `script(page, attempt)` may return an Answer that takes a page's place, `history_script(coin_id, attempt)` one that
+    takes a history's; `attempt` counts the calls for the same from 1. `requests` holds the calls received so far.
     """
 
     def __init__(self, coins: list) -> None:
         self.coins = coins
         self.script: Callable[[int, int], Answer | None] = lambda page, attempt: None
+        self.history_script: Callable[[str, int], Answer | None] = lambda coin_id, attempt: None
         self.requests: list[Request] = []
         self.received = threading.Condition()
         self.released = threading.Event()
@@ -69,7 +74,8 @@ class StubCoinGecko:
                 query = dict(parse_qsl(parts.query))
                 with stub.received:
                     stub.requests.append(Request(parts.path, query, dict(self.headers), time.monotonic()))
-                    attempt = sum(request.query.get("page") == query.get("page") for request in stub.requests)
+                    asked = (parts.path, query.get("page"))
+                    attempt = sum((request.path, request.query.get("page")) == asked for request in stub.requests)
                     stub.received.notify_all()
                 answer = stub.answer(parts.path, query, attempt)
                 if answer.raw:
@@ -105,6 +111,13 @@ class StubCoinGecko:
         self.url = f"http://127.0.0.1:{self.server.server_port}/api/v3"
 
     def answer(self, path: str, query: dict[str, str], attempt: int) -> Answer:
+        history = re.fullmatch("/api/v3/coins/([^/]+)/market_chart", path)
+        if history:
+            coin_id = unquote(history[1])
+            coin = next((coin for coin in self.coins if coin["id"] == coin_id), None)
+            unknown = None if coin else Answer({"error": "coin not found"}, 404)
+            scripted = self.history_script(coin_id, attempt) or unknown
+            return scripted or Answer(make_history(coin, int(query["days"]), datetime.now(UTC)))
         if path != "/api/v3/coins/markets":
             return Answer({"error": "not found"}, 404)
         page, per_page = int(query["page"]), int(query["per_page"])
@@ -125,6 +138,11 @@ class StubCoinGecko:
                 raise TimeoutError(f"{len(self.requests)} calls came within {timeout} s, not {count}")
 
     @property
+    def histories(self) -> list[str]:
+        """The coins whose history was asked for, in the order of the calls."""
+        return [unquote(request.path.split("/")[4]) for request in self.requests if "market_chart" in request.path]
+
+    @property
     def pages(self) -> list[int]:
         return [int(request.query["page"]) for request in self.requests]
 
@@ -136,6 +154,22 @@ class StubCoinGecko:
         self.released.set()
         self.server.shutdown()
         self.server.server_close()
+
+
+def make_history(coin: dict, days: int, now: datetime) -> dict[str, list[list]]:
+    """What /coins/{id}/market_chart answers for a coin: a point at 00:00 UTC from `days` ago to today, and one now.
+
+    A day's figures depend on its date alone, and come close to the coin's own of today.
+    """
+    today = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    points = []
+    for moment in [*(today - timedelta(days=day) for day in range(days, -1, -1)), now]:
+        factor = 1 + 0.1 * math.sin(moment.timestamp() / 86_400 / 5)
+        points.append((int(moment.timestamp() * 1000), factor))
+    return {
+        kind: [[at, None if coin[key] is None else coin[key] * factor] for at, factor in points]
+        for kind, key in (("prices", "current_price"), ("market_caps", "market_cap"), ("total_volumes", "total_volume"))
+    }
 
 
 def read_sample(path: Path) -> list[dict]:

@@ -1,0 +1,419 @@
+"""--backfill: daily history of the newest snapshot's coins, fetched once and written as whole days; and --status."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from pipeline_orchestrator import Progress
+from tests.conftest import PROJECT_DIR, Database, Scripts, last_line, make_coin, make_coins, one_line_error
+from tests.stub_coingecko import Answer, StubCoinGecko, make_history
+
+TODAY = datetime.now(UTC).replace(tzinfo=None, hour=0, minute=0, second=0, microsecond=0)
+FIGURES = "current_price, market_cap, total_volume, price_change_24h, price_change_percentage_24h, market_cap_tier"
+posix_only = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM")
+
+
+@pytest.fixture
+def market(api: StubCoinGecko, scripts: Scripts) -> StubCoinGecko:
+    """CoinGecko with five coins, whose snapshot of today is in the table."""
+    api.coins = make_coins(5)
+    scripts.settings["REQUESTS_PER_MINUTE"] = "1000"
+    assert scripts.pipeline().returncode == 0
+    api.requests.clear()
+    return api
+
+
+def midnight(days_ago: int) -> datetime:
+    return TODAY - timedelta(days=days_ago)
+
+
+def history(database: Database, coin_id: str = "coin-00001") -> list[tuple]:
+    return database.execute(
+        f"SELECT timestamp, {FIGURES} FROM crypto_prices WHERE coin_id = %s AND timestamp < %s ORDER BY timestamp",
+        (coin_id, TODAY),
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- the rows
+
+
+def test_each_day_before_the_newest_snapshot_has_a_row_with_its_change_and_its_tier(
+    scripts: Scripts, market: StubCoinGecko, database: Database
+):
+    result = scripts.pipeline("--backfill", 10)
+
+    assert result.returncode == 0, result.stderr
+    sent = make_history(market.coins[0], 11, datetime.now(UTC))
+    prices, caps, volumes = ([figure for _, figure in points] for points in sent.values())
+    assert history(database) == [
+        (
+            midnight(11 - n),
+            prices[n],
+            caps[n],
+            volumes[n],
+            prices[n] - prices[n - 1],
+            (prices[n] - prices[n - 1]) / prices[n - 1] * 100,
+            "Large Cap",
+        )
+        for n in range(1, 11)
+    ]
+    assert {request.query["days"] for request in market.requests} == {"11"}
+    assert {request.query["interval"] for request in market.requests} == {"daily"}
+    assert "fetch history        done" in result.stdout
+    assert "50 rows on 10 days" in result.stdout
+
+
+def test_a_history_row_holds_what_coingecko_tells_of_that_day_and_nothing_else(
+    scripts: Scripts, market: StubCoinGecko, database: Database
+):
+    market.coins[2] |= {"symbol": "nan", "name": "Moon \U0001f680"}
+    scripts.pipeline()
+    scripts.pipeline("--backfill", 1)
+
+    columns = [row[0] for row in database.execute("SHOW COLUMNS FROM crypto_prices")]
+    [row] = database.execute("SELECT * FROM crypto_prices WHERE coin_id = 'coin-00003' AND timestamp < %s", (TODAY,))
+    filled = {column: figure for column, figure in zip(columns, row, strict=True) if figure is not None}
+    assert filled.keys() == {"timestamp", "coin_id", "symbol", "name", *FIGURES.split(", ")}
+    assert (filled["symbol"], filled["name"]) == ("nan", "Moon \U0001f680")
+
+
+def test_a_history_day_never_becomes_the_newest_snapshot(scripts: Scripts, market: StubCoinGecko, database: Database):
+    newest = database.execute("SELECT MAX(timestamp) FROM crypto_prices")
+
+    assert scripts.pipeline("--backfill", 3).returncode == 0
+    assert database.execute("SELECT MAX(timestamp) FROM crypto_prices") == newest
+    assert database.execute("SELECT DISTINCT timestamp FROM crypto_prices ORDER BY 1")[:-1] == [
+        (midnight(day),) for day in (3, 2, 1)
+    ]
+
+
+def test_a_market_cap_that_is_not_known_is_null_and_unknown(
+    scripts: Scripts, market: StubCoinGecko, database: Database
+):
+    coin = market.coins[0]
+    caps = make_history(coin, 5, datetime.now(UTC))["market_caps"]
+    caps[1][1], caps[2][1], caps[3] = 0, None, [caps[3][0], -5.0]
+    answer = Answer(make_history(coin, 5, datetime.now(UTC)) | {"market_caps": caps})
+    market.history_script = lambda coin_id, attempt: answer if coin_id == coin["id"] else None
+
+    assert scripts.pipeline("--backfill", 4).returncode == 0
+    assert [(row[2], row[-1]) for row in history(database)][:3] == [(None, "Unknown")] * 3
+
+
+def test_days_before_a_coin_existed_have_no_row_and_its_first_day_no_change(
+    scripts: Scripts, market: StubCoinGecko, database: Database
+):
+    coin = market.coins[0]
+    young = {kind: points[3:] for kind, points in make_history(coin, 6, datetime.now(UTC)).items()}
+    market.history_script = lambda coin_id, attempt: Answer(young) if coin_id == coin["id"] else None
+
+    assert scripts.pipeline("--backfill", 5).returncode == 0
+    rows = history(database)
+    assert [row[0] for row in rows] == [midnight(3), midnight(2), midnight(1)]
+    assert rows[0][4:6] == (None, None)
+    assert rows[1][4] is not None
+
+
+def test_points_in_mid_day_and_points_that_are_none_make_no_day(
+    scripts: Scripts, market: StubCoinGecko, database: Database
+):
+    coin = market.coins[0]
+    prices = make_history(coin, 6, datetime.now(UTC))["prices"]
+    prices[1][0] += 15 * 3_600_000  # the unfinished point of an answer of that day
+    prices[2] = [prices[2][0], "1.0"]
+    prices[3] = [prices[3][0]]
+    prices[4][0] = 10**30
+    prices.insert(0, None)
+    answer = Answer(make_history(coin, 6, datetime.now(UTC)) | {"prices": prices})
+    market.history_script = lambda coin_id, attempt: answer if coin_id == coin["id"] else None
+
+    assert scripts.pipeline("--backfill", 5).returncode == 0
+    assert [row[0] for row in history(database)] == [midnight(1)]
+
+
+def test_a_row_that_is_there_is_never_changed(scripts: Scripts, market: StubCoinGecko, database: Database):
+    database.execute(
+        "INSERT INTO crypto_prices (timestamp, coin_id, symbol, name, current_price, market_cap_tier)"
+        " VALUES (%s, 'coin-00001', 'mine', 'Mine', 7, 'by hand')",
+        (midnight(2),),
+    )
+
+    result = scripts.pipeline("--backfill", 3)
+
+    assert "14 rows on 3 days" in result.stdout
+    assert history(database)[1] == (midnight(2), 7.0, None, None, None, None, "by hand")
+
+
+def test_at_the_end_of_the_reach_the_first_day_has_no_change(
+    scripts: Scripts, market: StubCoinGecko, database: Database
+):
+    assert scripts.pipeline("--backfill", 365).returncode == 0
+
+    assert {request.query["days"] for request in market.requests} == {"365"}
+    rows = history(database)
+    assert len(rows) == 365
+    assert rows[0][4:6] == (None, None)
+
+
+def test_a_pro_plan_reaches_a_day_further(scripts: Scripts, market: StubCoinGecko, database: Database):
+    assert scripts.pipeline("--backfill", 365, COINGECKO_API_KEY="k", COINGECKO_API_PLAN="pro").returncode == 0
+
+    assert history(database)[0][4] is not None
+
+
+# ------------------------------------------------------------------------------------------ once, and from where it was
+
+
+def test_run_twice_it_asks_for_nothing_and_writes_nothing(scripts: Scripts, market: StubCoinGecko, database: Database):
+    young = {kind: points[3:] for kind, points in make_history(market.coins[0], 6, datetime.now(UTC)).items()}
+    gone = Answer({"error": "coin not found"}, 404)
+    market.history_script = lambda coin_id, attempt: {"coin-00001": Answer(young), "coin-00002": gone}.get(coin_id)
+    assert scripts.pipeline("--backfill", 5).returncode == 0
+    rows = database.execute("SELECT * FROM crypto_prices")
+    market.requests.clear()
+
+    result = scripts.pipeline("--backfill", 5)
+
+    assert result.returncode == 0, result.stderr
+    assert market.requests == []
+    assert database.execute("SELECT * FROM crypto_prices") == rows
+    assert "0 rows on 0 days" in result.stdout
+
+
+@posix_only
+def test_an_interrupted_backfill_goes_on_where_it_stopped(scripts: Scripts, market: StubCoinGecko, database: Database):
+    market.history_script = lambda coin_id, attempt: market.hang() if coin_id == "coin-00003" else None
+    process = scripts.start("pipeline_orchestrator.py", "--backfill", 5)
+    market.wait_for_requests(5)
+    while len(list(scripts.snapshots.glob("history/*.gz"))) < 4:
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    one_line_error(scripts.finish(process), 143)
+    assert database.count() == 5
+    market.requests.clear()
+    market.history_script = lambda coin_id, attempt: None
+
+    result = scripts.pipeline("--backfill", 5)
+
+    assert result.returncode == 0, result.stderr
+    assert market.histories == ["coin-00003"]
+    assert database.count() == 5 + 25
+    assert "1 coins asked for, 4 kept before" in result.stdout
+
+
+def test_when_coingecko_fails_it_says_what_is_kept_and_the_same_command_goes_on(
+    scripts: Scripts, market: StubCoinGecko, database: Database
+):
+    market.history_script = lambda coin_id, attempt: Answer(status=500) if coin_id == "coin-00004" else None
+
+    result = scripts.pipeline("--backfill", 5)
+
+    one_line_error(result, 3, "coin 'coin-00004': status 500", " answers are kept: the same command goes on from there")
+    assert database.count() == 5
+    assert "fetch history        failed" in result.stdout
+
+    market.history_script = lambda coin_id, attempt: None
+    assert scripts.pipeline("--backfill", 5).returncode == 0
+    assert market.histories.count("coin-00001") == 1
+
+
+def test_each_coin_has_a_retry_budget_of_its_own(scripts: Scripts, market: StubCoinGecko, database: Database):
+    market.history_script = lambda coin_id, attempt: Answer(status=503) if attempt == 1 else None
+
+    assert scripts.pipeline("--backfill", 2, RETRY_BUDGET_SECONDS="1").returncode == 0
+    assert database.count() == 5 + 10
+
+
+def test_a_coin_that_is_gone_is_named_and_passed_over(scripts: Scripts, market: StubCoinGecko, database: Database):
+    market.coins[1]["id"] = "renamed"
+
+    result = scripts.pipeline("--backfill", 2)
+
+    assert result.returncode == 0
+    assert "they are gone from CoinGecko: 1 coins, 'coin-00002'" in result.stderr
+    assert database.count() == 5 + 8
+
+
+def test_an_id_of_whatever_characters_has_a_file_of_its_own_in_the_folder(
+    scripts: Scripts, api: StubCoinGecko, database: Database
+):
+    names = ["../evil", "CON", "con", "a/b?c#d", "%2e%2e", "caf\u00e9", "cafe", "\u6708" * 100, "x" * 128, "."]
+    api.coins = [make_coin(n, id=name) for n, name in enumerate(names, 1)]
+    assert scripts.pipeline().returncode == 0
+
+    result = scripts.pipeline("--backfill", 1, REQUESTS_PER_MINUTE="1000")
+
+    assert result.returncode == 0, result.stderr
+    assert len({path.name.lower() for path in scripts.snapshots.glob("history/*.json.gz")}) == len(names)
+    assert list(scripts.folder.rglob("*evil*")) == list(scripts.snapshots.glob("history/*evil*"))
+
+
+def test_without_a_snapshot_dir_it_works_and_keeps_nothing(scripts: Scripts, market: StubCoinGecko, database: Database):
+    assert scripts.pipeline("--backfill", 2, SNAPSHOT_DIR="").returncode == 0
+    assert database.count() == 5 + 10
+    assert not list(scripts.snapshots.glob("history"))
+
+
+# ------------------------------------------------------------------------------------------------- before and meanwhile
+
+
+def test_the_estimate_comes_first_and_a_dry_run_ends_with_it(
+    scripts: Scripts, market: StubCoinGecko, database: Database
+):
+    result = scripts.pipeline("--backfill", 90, "--dry-run", REQUESTS_PER_MINUTE="2")
+
+    assert result.returncode == 0, result.stderr
+    assert f"backfill of 90 days, {midnight(90):%Y-%m-%d} to {midnight(1):%Y-%m-%d}, for the 5 coins" in result.stdout
+    assert "5 coins, a call each: 3 min at 2 calls a minute" in result.stdout
+    assert "0.1% of the 10,000 calls a month" in result.stdout
+    assert "up to 450 rows on 90 days" in last_line(result.stdout)
+    assert market.requests == []
+    assert database.count() == 5
+    assert not list(scripts.snapshots.glob("history"))
+
+
+def test_a_run_goes_on_meanwhile_and_a_second_backfill_ends_at_once(
+    scripts: Scripts, market: StubCoinGecko, database: Database
+):
+    market.history_script = lambda coin_id, attempt: market.hang()
+    process = scripts.start("pipeline_orchestrator.py", "--backfill", 2)
+    market.wait_for_requests(1)
+
+    one_line_error(scripts.pipeline("--backfill", 2), 5, "another backfill is going on")
+    assert scripts.pipeline().returncode == 0
+    process.kill()
+
+
+def test_the_days_wait_for_a_run_that_is_writing(scripts: Scripts, market: StubCoinGecko, database: Database):
+    with database.connect() as other, other.cursor() as cursor:
+        cursor.execute("SELECT GET_LOCK(%s, 0)", (f"crypto_prices.{database.name}",))
+        cursor.fetchall()
+        process = scripts.start("pipeline_orchestrator.py", "--backfill", 2)
+        while "another run is writing" not in (line := process.stderr.readline()):
+            assert line
+        assert database.count() == 5
+        cursor.execute("SELECT RELEASE_LOCK(%s)", (f"crypto_prices.{database.name}",))
+        cursor.fetchall()
+
+    assert scripts.finish(process).returncode == 0
+    assert database.count() == 5 + 10
+
+
+@posix_only
+def test_killed_while_it_writes_the_table_holds_whole_days_and_the_rest_comes_later(
+    scripts: Scripts, market: StubCoinGecko, database: Database
+):
+    process = scripts.start("pipeline_orchestrator.py", "--backfill", 300)
+    while database.count() < 5 + 50:
+        assert process.poll() is None
+    process.kill()
+    process.communicate()
+
+    days = "SELECT COUNT(*), COUNT(market_cap_tier) FROM crypto_prices GROUP BY timestamp FOR UPDATE"
+    assert set(database.execute(days)) == {(5, 5)}
+    assert scripts.pipeline("--backfill", 300).returncode == 0
+    assert database.count() == 5 + 1500
+    assert len(market.histories) == 5
+
+
+@pytest.mark.parametrize("days", ["0", "366", "-1", "ten", "1.5"])
+def test_days_out_of_reach_are_refused_with_the_reason(scripts: Scripts, days: str):
+    result = scripts.pipeline(f"--backfill={days}")
+
+    assert result.returncode == 2
+    assert "no number of days from 1 to 365: CoinGecko's free plans reach no further back" in result.stderr
+
+
+def test_an_empty_table_has_no_coins_to_ask_for(scripts: Scripts, api: StubCoinGecko):
+    one_line_error(scripts.pipeline("--backfill", 3), 3, "is empty", "run python pipeline_orchestrator.py first")
+    assert api.requests == []
+
+
+def test_a_log_has_a_line_a_minute_with_what_is_done_and_the_time_left(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    now = [0.0]
+    progress = Progress("coins", 100, seconds_each=12, quiet=False, clock=lambda: now[0])
+    for done in range(1, 26):
+        now[0] += 12
+        progress.tell(done)
+
+    assert caplog.messages == [f"{done} of 100 coins, {(100 - done) // 5} min left" for done in range(5, 26, 5)]
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """The two ends of a terminal."""
+    pty = pytest.importorskip("pty", reason="Windows has none")
+    ends = pty.openpty()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def test_a_terminal_has_a_bar(scripts: Scripts, market: StubCoinGecko, terminal: tuple[int, int]):
+    ours, theirs = terminal
+    script = str(PROJECT_DIR / "pipeline_orchestrator.py")
+    pid = os.posix_spawn(
+        sys.executable,
+        [sys.executable, script, "--backfill", "1", "--env-file", str(scripts.env_file)],
+        scripts.environment({}),
+        file_actions=[(os.POSIX_SPAWN_DUP2, theirs, 2), (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
+    )
+
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    shown = os.read(ours, 65_536).decode()
+    assert "[############..................] 2 of 5 coins" in shown
+    assert "[##############################] 5 of 5 coins, 0 min left" in shown
+
+
+# ----------------------------------------------------------------------------------------------------------- status
+
+
+def test_status_tells_how_far_the_table_reaches_and_its_gaps(
+    scripts: Scripts, market: StubCoinGecko, database: Database
+):
+    scripts.pipeline("--backfill", 10)
+    database.execute("DELETE FROM crypto_prices WHERE timestamp IN (%s, %s)", (midnight(4), midnight(7)))
+
+    result = scripts.pipeline("--status")
+
+    line = f"history              {midnight(10):%Y-%m-%d} to {TODAY:%Y-%m-%d}: 11 days, 2 without a snapshot"
+    assert line in result.stdout.splitlines()
+
+
+def test_status_for_programs_holds_the_same_facts(scripts: Scripts, market: StubCoinGecko, database: Database):
+    scripts.pipeline("--backfill", 10)
+    database.execute("DELETE FROM crypto_prices WHERE timestamp = %s", (midnight(4),))
+    database.execute("UPDATE crypto_prices SET market_cap_tier = NULL WHERE timestamp = %s LIMIT 2", (midnight(1),))
+
+    facts = json.loads(scripts.pipeline("--status", "--json").stdout)
+
+    assert facts.pop("age_minutes") > 60 * 24 * 365
+    [(newest,)] = database.execute("SELECT MAX(timestamp) FROM crypto_prices")
+    assert facts == {
+        "table": f"{database.name}.crypto_prices",
+        "newest_snapshot": f"{newest.isoformat()}Z",
+        "coins": 5,
+        "newest_figure": "2025-03-14T23:59:31Z",
+        "oldest_snapshot": f"{midnight(10).isoformat()}Z",
+        "days": 11,
+        "days_without_snapshot": 1,
+        "rows": 50,
+        "rows_are_estimated": False,
+        "rows_without_tier": 2,
+    }
+
+
+def test_status_for_programs_of_an_empty_table_is_json_too(scripts: Scripts):
+    result = scripts.pipeline("--status", "--json", "-q")
+
+    assert result.returncode == 6
+    assert json.loads(result.stdout)["newest_snapshot"] is None
