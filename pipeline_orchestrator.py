@@ -344,12 +344,13 @@ def estimate(settings: Settings, backfill: Backfill) -> Iterator[str]:
         f"backfill of {len(days)} days, {days[0]:%Y-%m-%d} to {days[-1]:%Y-%m-%d}, for the {len(backfill.coins)} coins"
         f" of the snapshot of {backfill.newest:%Y-%m-%d %H:%M} UTC"
     )
-    minutes = math.ceil(calls / settings.requests_per_minute)
-    pace = f"{duration(minutes)} at {settings.requests_per_minute} calls a minute"
-    yield (
-        f"  to fetch  {calls} coins, a call each: {pace}, {calls / DEMO_CALLS_A_MONTH:.1%} of the"
-        f" {DEMO_CALLS_A_MONTH:,} calls a month of a Demo key; {len(backfill.kept)} answers are kept already"
-    )
+    kept = f"{len(backfill.kept)} answers are kept already" if backfill.kept else "no answer is kept yet"
+    if calls:
+        pace = f"{duration(math.ceil(calls / settings.requests_per_minute))} at {settings.requests_per_minute} a minute"
+        share = f"{calls / DEMO_CALLS_A_MONTH:.1%} of the {DEMO_CALLS_A_MONTH:,} calls a month of a Demo key"
+        yield f"  to fetch  {calls} coins, a call each: {pace}, {share}; {kept}"
+    else:
+        yield "  to fetch  nothing: every day is there, or its answer kept"
     to_write = sum(len(present) < len(backfill.coins) for present in backfill.present.values())
     yield f"  to write  up to {backfill.rows:,} rows on {to_write} days; days before a coin existed have none"
 

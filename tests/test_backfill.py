@@ -272,7 +272,7 @@ def test_the_estimate_comes_first_and_a_dry_run_ends_with_it(
 
     assert result.returncode == 0, result.stderr
     assert f"backfill of 90 days, {midnight(90):%Y-%m-%d} to {midnight(1):%Y-%m-%d}, for the 5 coins" in result.stdout
-    assert "5 coins, a call each: 3 min at 2 calls a minute" in result.stdout
+    assert "5 coins, a call each: 3 min at 2 a minute, " in result.stdout
     assert "0.1% of the 10,000 calls a month" in result.stdout
     assert "up to 450 rows on 90 days" in last_line(result.stdout)
     assert market.requests == []
