@@ -234,12 +234,14 @@ class OwnDatabase(Database):
 
     def __init__(self, own: OwnServer) -> None:
         self.own = own
+        self.lock = threading.Lock()  # the stub's threads execute, too
         super().__init__(own.connect(autocommit=True))
 
     def execute(self, statement: str, parameters: tuple = ()) -> list[tuple]:
-        if not self.server.is_connected():
-            self.server = self.own.connect(self.name, autocommit=True)
-        return super().execute(statement, parameters)
+        with self.lock:
+            if not self.server.is_connected():
+                self.server = self.own.connect(self.name, autocommit=True)
+            return super().execute(statement, parameters)
 
     def connect(self) -> AbstractContextManager[mysql.connector.MySQLConnection]:
         return closing(self.own.connect(self.name))
@@ -247,6 +249,16 @@ class OwnDatabase(Database):
     def drop(self) -> None:
         super().drop()
         self.server.close()
+
+    def log_in(self) -> None:
+        """Log in as the scripts do: MySQL takes later logins without TLS, until it is restarted."""
+        settings = self.settings()
+        mysql.connector.connect(
+            host=settings["MYSQL_HOST"],
+            port=int(settings["MYSQL_PORT"]),
+            user=self.user,
+            password=self.password,
+        ).close()
 
     def running(self) -> list[tuple[int, str]]:
         """The sessions of the scripts: their ids and the statements they are at."""

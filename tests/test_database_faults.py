@@ -13,10 +13,12 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 
 import mysql.connector
 import pytest
@@ -30,10 +32,12 @@ from tests.own_server import (
     Unavailable,
     find_command,
     make_data,
+    wait_until,
 )
 from tests.stub_coingecko import SAMPLE_FILES, StubCoinGecko, read_sample
 
 COINS = 120  # of the stub
+FIRST_COIN, LAST_COIN = make_coin(1)["id"], make_coin(COINS)["id"]
 ONE_SNAPSHOT = {"SNAPSHOT_MINUTES": "525600"}  # a second run renews the rows of the first
 FIGURES = [
     "market_cap_rank",
@@ -106,7 +110,8 @@ def database(own: OwnServer) -> Iterator[OwnDatabase]:
 
 @pytest.fixture
 def proxy(database: OwnDatabase, scripts: Scripts) -> Iterator[Proxy]:
-    """The scripts reach the server through it."""
+    """The scripts reach the server through it, in the clear."""
+    database.log_in()
     proxy = Proxy(database.own.port)
     scripts.settings["MYSQL_PORT"] = str(proxy.port)
     yield proxy
@@ -161,6 +166,27 @@ def assert_loads(command: list[str], scripts: Scripts, database: OwnDatabase, co
     )
     assert again.returncode == 0, again.stderr
     assert snapshots(database) == [(coins, coins)]
+
+
+@pytest.fixture
+def loaded(scripts: Scripts, database: OwnDatabase) -> datetime:
+    """The time of a snapshot in the table, which a run with ONE_SNAPSHOT renews."""
+    assert scripts.pipeline(**ONE_SNAPSHOT).returncode == 0
+    for path in scripts.kept():
+        path.unlink()
+    return database.execute("SELECT MAX(timestamp) FROM crypto_prices")[0][0]
+
+
+@contextmanager
+def holding_a_row(database: OwnDatabase, timestamp: datetime, coin: str) -> Iterator[None]:
+    """Another session keeps a row locked, and stops a run at the statement that comes to it."""
+    with database.connect() as other:
+        cursor = other.cursor()
+        cursor.execute(
+            "SELECT 1 FROM crypto_prices WHERE (timestamp, coin_id) = (%s, %s) FOR UPDATE", (timestamp, coin)
+        )
+        cursor.fetchall()
+        yield
 
 
 def read_log_until(process: subprocess.Popen[str], part: str) -> None:
@@ -347,3 +373,249 @@ def test_a_full_disk_costs_no_answer(small_server: OwnServer, scripts: Scripts, 
     small_server.options = ()
     small_server.restart()
     assert_loads(command, scripts, database, coins=1000)
+
+
+# ------------------------------------------------------------------------------------------------- connections cut off
+
+UPSERT, TIERING, COMMIT = b"on duplicate key update", b"update crypto_prices set market_cap_tier = '", b"commit"
+CUTS = {
+    "before the upsert": {"marker": UPSERT},
+    "after the upsert": {"marker": UPSERT, "is_sent": True},
+    "before a tier": {"marker": TIERING},
+    "after a tier": {"marker": TIERING, "is_sent": True},
+    "before COMMIT": {"marker": COMMIT, "after": TIERING},
+    "after COMMIT, before its answer": {"marker": COMMIT, "after": TIERING, "is_sent": True},
+}
+each_cut = pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+
+
+@each_cut
+def test_a_connection_cut_once_costs_one_more_try(scripts: Scripts, database: OwnDatabase, proxy: Proxy, cut: dict):
+    proxy.cut_at(**cut)
+
+    result = scripts.pipeline()
+
+    assert proxy.cuts == 1
+    assert result.stderr.count("trying again on a new connection") == 1
+    assert_recovered(result, scripts, database)
+
+
+@pytest.mark.slow
+@each_cut
+def test_a_connection_cut_every_time_costs_no_answer(scripts: Scripts, database: OwnDatabase, proxy: Proxy, cut: dict):
+    proxy.cut_at(**cut, times=4)
+
+    result = scripts.pipeline()
+
+    assert proxy.cuts == 4
+    command = assert_failed_after_the_fetch(result, scripts, "connection to MySQL", "was lost", "run again")
+    # what was committed is there, even if no answer told the script so
+    assert snapshots(database) == ([(COINS, COINS)] if cut == CUTS["after COMMIT, before its answer"] else [])
+    assert_loads(command, scripts, database)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["after the upsert", "after a tier"])
+def test_a_second_run_of_a_snapshot_that_is_cut_off_leaves_every_row_as_the_first_one_wrote_it(
+    scripts: Scripts, api: StubCoinGecko, database: OwnDatabase, proxy: Proxy, moment: str
+):
+    assert scripts.pipeline(**ONE_SNAPSHOT).returncode == 0
+    first = database.execute("SELECT * FROM crypto_prices")
+    api.coins = [coin | {"name": "renewed", "market_cap": 1.0} for coin in api.coins]
+    proxy.cut_at(**CUTS[moment], times=4)
+
+    result = scripts.pipeline(**ONE_SNAPSHOT)
+
+    assert proxy.cuts == 4
+    assert result.returncode == 4
+    assert snapshots(database) == [(COINS, COINS)]
+    assert database.execute("SELECT * FROM crypto_prices") == first
+
+
+def test_segmentation_alone_survives_a_cut_connection(scripts: Scripts, database: OwnDatabase, proxy: Proxy):
+    assert scripts.run("etl_crypto.py").returncode == 0
+    proxy.cut_at(TIERING, after=TIERING, is_sent=True)
+
+    result = scripts.run("segment_and_load.py")
+
+    assert proxy.cuts == 1
+    assert_recovered(result, scripts, database)
+
+
+def test_a_connection_cut_while_idle_in_a_fetch_is_made_anew(
+    scripts: Scripts, api: StubCoinGecko, database: OwnDatabase, proxy: Proxy
+):
+    api.script = lambda page, attempt: proxy.cut_all()
+
+    result = scripts.pipeline(COIN_LIMIT=str(COINS))
+
+    assert proxy.cuts >= 1
+    assert_recovered(result, scripts, database)
+
+
+def test_a_session_that_the_server_ends_while_idle_in_a_fetch_is_made_anew(
+    scripts: Scripts, api: StubCoinGecko, database: OwnDatabase
+):
+    def stay_idle(page: int, attempt: int) -> None:
+        wait_until(lambda: not database.running(), "the end of the idle session")
+
+    api.script = stay_idle
+    with database.globally(wait_timeout=1):
+        process = scripts.start("pipeline_orchestrator.py", COIN_LIMIT=str(COINS))
+        api.wait_for_requests(1)
+    result = scripts.finish(process)
+
+    assert_recovered(result, scripts, database)
+
+
+# ---------------------------------------------------------------------------------------- a server that is killed
+
+
+def test_a_server_killed_in_the_upsert_and_started_again_gets_the_snapshot(
+    scripts: Scripts, database: OwnDatabase, loaded: datetime
+):
+    with holding_a_row(database, loaded, LAST_COIN):
+        process = scripts.start("pipeline_orchestrator.py", **ONE_SNAPSHOT)
+        database.wait_for_statement("INSERT INTO crypto_prices")
+        database.own.kill()
+    read_log_until(process, "waiting up to")
+    database.own.start()
+    result = scripts.finish(process)
+
+    assert_recovered(result, scripts, database)
+
+
+def test_a_server_killed_in_the_segmentation_and_started_again_gets_the_snapshot(
+    scripts: Scripts, database: OwnDatabase
+):
+    other_snapshot = datetime(2020, 1, 1)
+    database.execute(
+        "INSERT INTO crypto_prices (timestamp, coin_id, symbol, name) VALUES (%s, 'untiered', '', '')",
+        (other_snapshot,),
+    )
+    with holding_a_row(database, other_snapshot, "untiered"):
+        process = scripts.start("pipeline_orchestrator.py")
+        database.wait_for_statement("SELECT timestamp, coin_id, market_cap")
+        database.own.kill()
+    read_log_until(process, "waiting up to")
+    database.own.start()
+    result = scripts.finish(process)
+
+    database.execute("DELETE FROM crypto_prices WHERE timestamp = %s", (other_snapshot,))
+    assert_recovered(result, scripts, database)
+
+
+@pytest.mark.parametrize("is_sent", [False, True], ids=["before COMMIT", "after COMMIT, before its answer"])
+def test_a_server_killed_at_commit_and_started_again_has_the_snapshot(
+    scripts: Scripts, database: OwnDatabase, proxy: Proxy, is_sent: bool
+):
+    def die_and_come_back() -> None:
+        database.own.restart()
+        database.log_in()
+
+    proxy.cut_at(COMMIT, after=TIERING, is_sent=is_sent, action=die_and_come_back)
+
+    result = scripts.pipeline()
+
+    assert proxy.cuts == 1
+    assert_recovered(result, scripts, database)
+
+
+def test_a_server_killed_while_the_fetch_runs_and_started_again_gets_the_snapshot(
+    scripts: Scripts, api: StubCoinGecko, database: OwnDatabase
+):
+    api.script = lambda page, attempt: database.own.kill()
+    process = scripts.start("pipeline_orchestrator.py", COIN_LIMIT=str(COINS))
+    read_log_until(process, "waiting up to")
+    database.own.start()
+    result = scripts.finish(process)
+
+    assert_recovered(result, scripts, database)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["fetch", "segmentation"])
+def test_a_server_that_stays_away_costs_no_answer(
+    scripts: Scripts, api: StubCoinGecko, database: OwnDatabase, proxy: Proxy, moment: str
+):
+    if moment == "fetch":
+        api.script = lambda page, attempt: database.own.kill()
+        scripts.settings["MYSQL_PORT"] = str(database.own.port)
+    else:
+
+        def die() -> None:
+            database.own.kill()
+            proxy.close()
+
+        proxy.cut_at(TIERING, is_sent=True, action=die)
+
+    result = scripts.pipeline(COIN_LIMIT=str(COINS))
+
+    command = assert_failed_after_the_fetch(result, scripts, "no MySQL server answers at", "start it")
+    database.own.start()
+    assert snapshots(database) == []
+    scripts.settings["MYSQL_PORT"] = str(database.own.port)
+    assert_loads(command, scripts, database)
+
+
+@pytest.mark.slow
+def test_a_server_killed_at_any_moment_gets_whole_snapshots_only(
+    scripts: Scripts, api: StubCoinGecko, database: OwnDatabase
+):
+    random = Random(3)
+    begun = time.monotonic()
+    assert scripts.pipeline().returncode == 0
+    whole_run = time.monotonic() - begun
+    for _ in range(10):
+        database.execute("DELETE FROM crypto_prices")
+        for path in scripts.kept():
+            path.unlink()
+        api.requests.clear()
+        process = scripts.start("pipeline_orchestrator.py")
+        api.wait_for_requests(1)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(random.uniform(0, 0.7) * whole_run)
+        database.own.restart()
+        result = scripts.finish(process)
+
+        assert_recovered(result, scripts, database)
+
+
+# ---------------------------------------------------------------------------------------------------- second writers
+
+
+def deadlocks(database: OwnDatabase) -> int:
+    [(count,)] = database.execute("SELECT count FROM information_schema.innodb_metrics WHERE name = 'lock_deadlocks'")
+    return count
+
+
+def test_a_deadlock_with_another_writer_costs_one_more_try(scripts: Scripts, database: OwnDatabase, loaded: datetime):
+    before = deadlocks(database)
+    update = "UPDATE crypto_prices SET name = 'theirs' WHERE timestamp = %s AND coin_id = %s"
+    with database.connect() as other, other.cursor() as cursor:
+        cursor.execute(  # InnoDB rolls back whoever has written less
+            "INSERT INTO crypto_prices (timestamp, coin_id, symbol, name, market_cap_tier) SELECT '2020-01-01',"
+            " CONCAT(a.coin_id, b.coin_id), '', '', '' FROM crypto_prices a, crypto_prices b LIMIT 2000"
+        )
+        cursor.execute(update, (loaded, LAST_COIN))
+        process = scripts.start("pipeline_orchestrator.py", **ONE_SNAPSHOT)
+        database.wait_for_statement("INSERT INTO crypto_prices")
+        cursor.execute(update, (loaded, FIRST_COIN))
+        read_log_until(process, "trying again on a new connection")
+        other.rollback()
+    result = scripts.finish(process)
+
+    assert deadlocks(database) == before + 1
+    assert_recovered(result, scripts, database)
+
+
+@pytest.mark.slow
+def test_a_row_that_another_writer_keeps_locked_costs_no_answer(
+    scripts: Scripts, database: OwnDatabase, loaded: datetime
+):
+    with holding_a_row(database, loaded, LAST_COIN):
+        result = scripts.pipeline(**ONE_SNAPSHOT)
+
+    command = assert_failed_after_the_fetch(result, scripts, "others keep", "end the session")
+    assert snapshots(database) == [(COINS, COINS)]
+    assert_loads(command, scripts, database)
