@@ -141,6 +141,7 @@ class OwnServer:
         self.port = free_port()
         self.options = options
         self.process: subprocess.Popen[bytes] | None = None
+        self.lock = threading.RLock()  # a thread of a proxy or of the stub may be at it as a test ends
         self.start()
 
     @property
@@ -153,7 +154,12 @@ class OwnServer:
         return "tx_isolation" if self.is_mariadb else "transaction_isolation"
 
     def start(self) -> None:
-        """Start it, and return once it takes connections."""
+        """Start it, unless it is running, and return once it takes connections."""
+        with self.lock:
+            if not self.is_running:
+                self.launch()
+
+    def launch(self) -> None:
         for stale in ("mysqld.sock", "mysqld.sock.lock", "mysqld.pid"):
             (self.folder / "data" / stale).unlink(missing_ok=True)
         self.log.write_bytes(b"")
@@ -198,15 +204,17 @@ class OwnServer:
 
     def kill(self) -> None:
         """SIGKILL, as when the machine loses power; safe to repeat."""
-        if self.process:
-            self.process.stdin.close()
-            self.process.wait(PATIENCE)
-            self.process.stdout.close()
-            self.process = None
+        with self.lock:
+            if self.process:
+                self.process.stdin.close()
+                self.process.wait(PATIENCE)
+                self.process.stdout.close()
+                self.process = None
 
     def restart(self) -> None:
-        self.kill()
-        self.start()
+        with self.lock:
+            self.kill()
+            self.start()
 
     def remove(self) -> None:
         self.kill()
@@ -298,6 +306,7 @@ class Rule:
     is_sent: bool  # cut once the server has done and answered it, or before it gets it
     times: float
     action: Callable[[], object]  # done before the script sees the cut
+    is_silent: bool  # no cut: nothing comes any more, until the script itself closes the connection
 
 
 @dataclass
@@ -337,8 +346,9 @@ class Proxy:
         is_sent: bool = False,
         times: float = 1,
         action: Callable[[], object] = lambda: None,
+        is_silent: bool = False,
     ) -> None:
-        self.rules.append(Rule(marker, after, is_sent, times, action))
+        self.rules.append(Rule(marker, after, is_sent, times, action, is_silent))
 
     def cut_all(self) -> None:
         """Cut the connections there are now."""
@@ -393,6 +403,8 @@ class Proxy:
                         link.answered.wait(PATIENCE)
                     rule.action()
                     self.cuts += 1
+                    while rule.is_silent and link.client.recv(65_536):
+                        pass
                     return
             link.server.sendall(packet)
 

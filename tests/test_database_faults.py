@@ -95,8 +95,7 @@ def shared_server(command: Command, template: Path, tmp_path_factory: pytest.Tem
 
 @pytest.fixture
 def own(shared_server: OwnServer) -> OwnServer:
-    if not shared_server.is_running:  # a test that failed may have left it so
-        shared_server.start()
+    shared_server.start()  # a test that failed may have left it dead
     return shared_server
 
 
@@ -105,8 +104,7 @@ def database(own: OwnServer) -> Iterator[OwnDatabase]:
     """A database of this test's on the server of the tests' own; `scripts` uses it, too."""
     database = OwnDatabase(own)
     yield database
-    if not own.is_running:
-        own.start()
+    own.start()
     database.drop()
 
 
@@ -388,10 +386,9 @@ CUTS = {
     "before COMMIT": {"marker": COMMIT, "after": TIERING},
     "after COMMIT, before its answer": {"marker": COMMIT, "after": TIERING, "is_sent": True},
 }
-each_cut = pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
 
 
-@each_cut
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
 def test_a_connection_cut_once_costs_one_more_try(scripts: Scripts, database: OwnDatabase, proxy: Proxy, cut: dict):
     proxy.cut_at(**cut)
 
@@ -402,8 +399,13 @@ def test_a_connection_cut_once_costs_one_more_try(scripts: Scripts, database: Ow
     assert_recovered(result, scripts, database)
 
 
-@pytest.mark.slow
-@each_cut
+@pytest.mark.parametrize(
+    "cut",
+    [
+        pytest.param(cut, id=name, marks=() if name == "after a tier" else pytest.mark.slow)
+        for name, cut in CUTS.items()
+    ],
+)
 def test_a_connection_cut_every_time_costs_no_answer(scripts: Scripts, database: OwnDatabase, proxy: Proxy, cut: dict):
     proxy.cut_at(**cut, times=4)
 
@@ -434,6 +436,18 @@ def test_a_second_run_of_a_snapshot_that_is_cut_off_leaves_every_row_as_the_firs
     assert database.execute("SELECT * FROM crypto_prices") == first
 
 
+@pytest.mark.slow
+def test_a_connection_on_which_no_answer_comes_is_given_up_and_made_anew(
+    scripts: Scripts, database: OwnDatabase, proxy: Proxy
+):
+    proxy.cut_at(UPSERT, is_silent=True)
+
+    result = scripts.pipeline()
+
+    assert proxy.cuts == 1
+    assert_recovered(result, scripts, database)
+
+
 def test_segmentation_alone_survives_a_cut_connection(scripts: Scripts, database: OwnDatabase, proxy: Proxy):
     assert scripts.run("etl_crypto.py").returncode == 0
     proxy.cut_at(TIERING, after=TIERING, is_sent=True)
@@ -452,6 +466,7 @@ def test_a_connection_cut_while_idle_in_a_fetch_is_made_anew(
     result = scripts.pipeline(COIN_LIMIT=str(COINS))
 
     assert proxy.cuts >= 1
+    assert "trying again" not in result.stderr
     assert_recovered(result, scripts, database)
 
 
@@ -467,6 +482,7 @@ def test_a_session_that_the_server_ends_while_idle_in_a_fetch_is_made_anew(
         api.wait_for_requests(1)
     result = scripts.finish(process)
 
+    assert "trying again" not in result.stderr
     assert_recovered(result, scripts, database)
 
 
@@ -536,22 +552,14 @@ def test_a_server_killed_while_the_fetch_runs_and_started_again_gets_the_snapsho
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["fetch", "segmentation"])
-def test_a_server_that_stays_away_costs_no_answer(
-    scripts: Scripts, api: StubCoinGecko, database: OwnDatabase, proxy: Proxy, moment: str
-):
-    if moment == "fetch":
-        api.script = lambda page, attempt: database.own.kill()
-        scripts.settings["MYSQL_PORT"] = str(database.own.port)
-    else:
+def test_a_server_that_stays_away_costs_no_answer(scripts: Scripts, database: OwnDatabase, proxy: Proxy):
+    def die() -> None:
+        database.own.kill()
+        proxy.close()
 
-        def die() -> None:
-            database.own.kill()
-            proxy.close()
+    proxy.cut_at(TIERING, is_sent=True, action=die)
 
-        proxy.cut_at(TIERING, is_sent=True, action=die)
-
-    result = scripts.pipeline(COIN_LIMIT=str(COINS))
+    result = scripts.pipeline()
 
     command = assert_failed_after_the_fetch(result, scripts, "no MySQL server answers at", "start it")
     database.own.start()
