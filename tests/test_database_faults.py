@@ -243,7 +243,7 @@ def due_row(coin: dict) -> dict:
         {"max_allowed_packet": 65_536},
         {"character_set_server": "latin1", "collation_server": "latin1_swedish_ci"},
         {"completion_type": "CHAIN"},
-        {"sql_select_limit": 7},
+        {"sql_select_limit": 1},
     ],
     ids=lambda variables: ",".join(f"{name}={value}" for name, value in variables.items()),
 )
