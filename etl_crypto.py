@@ -128,6 +128,12 @@ RETRY_PATIENCE = 30  # seconds for a server to come back, or for a lost session 
 LOST_CONNECTION = (1053, 1317, 1927, 2006, 2013, 2055, 4031)  # shut down, killed (1317, 1927), lost, idle for too long
 LOCKED = (1020, 1205, 1213)  # changed by another, lock wait, deadlock
 LOCK_WAIT = 10  # seconds; MySQL's own are 50 for a row and a year for the table
+SESSION = {  # whatever the server's own are
+    "lock_wait_timeout": LOCK_WAIT,
+    "innodb_lock_wait_timeout": LOCK_WAIT,
+    "sql_safe_updates": 0,
+    "sql_select_limit": 2**64 - 1,
+}
 ANSWER_TIMEOUT = 30  # seconds for a server that is mute, as one whose disk is full may be; no statement here is as long
 NO_SERVER = (2002, 2003, 2005)
 NO_TLS = (2026,)  # or a server that went away during the handshake
@@ -514,8 +520,7 @@ def connect(settings: Settings) -> Connection:
             sql_mode="TRADITIONAL",  # whatever the server's own is, a value that does not fit is an error
             time_zone="+00:00",
             autocommit=False,
-            init_command=f"SET SESSION lock_wait_timeout = {LOCK_WAIT}, innodb_lock_wait_timeout = {LOCK_WAIT},"
-            " sql_safe_updates = 0",
+            init_command="SET SESSION " + ", ".join(f"{name} = {value}" for name, value in SESSION.items()),
             **tls,
         )
     except mysql_errors() as error:
