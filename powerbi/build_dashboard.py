@@ -60,6 +60,8 @@ REPORT_DIR = SOURCE / f"{NAME}.Report"
 THEME = REPORT_DIR / "StaticResources" / "RegisteredResources" / "CryptoMarketTheme.json"
 SAMPLE_FILES = sorted((PROJECT_DIR / "tests" / "data").glob("*.json.gz"))
 MANY_ROWS = 200_000
+AROUND = 7  # times before a time, and times after it, that its coins are compared with
+ADDED = ("coin", "size_rank", "is_thin")  # columns of the model that the database has not
 
 # The files' own formats.
 LAYOUT_VERSION = "1.28"  # of the container with Report/Layout, which Desktop was seen to open
@@ -131,6 +133,19 @@ def describe_coins(rows: pd.DataFrame) -> pd.DataFrame:
     present = last[last["timestamp"] == rows["timestamp"].max()].sort_index()
     sizes = present["market_cap"].astype("float64").rank(method="first", ascending=False, na_option="bottom")
     return labels.where(~needs_id, labels + " - " + labels.index).to_frame("coin").assign(size_rank=sizes)
+
+
+def find_thin_times(rows: pd.DataFrame) -> pd.DataFrame:
+    """What the query in the model adds to the rows: `is_thin`, by timestamp, by the same rule.
+
+    1 for a time that is left out of market cap over time, as fewer than half as many coins have a market cap then as at
+    one of the AROUND times before it and at one of the AROUND times after it. The newest time has none after it, so it
+    is never left out, and neither is a lasting step: fewer coins from some day on, or more.
+    """
+    counts = (rows["market_cap"].astype("float64") > 0).groupby(rows["timestamp"]).sum().sort_index()
+    before = counts.shift().rolling(AROUND, min_periods=1).max()
+    after = counts[::-1].shift().rolling(AROUND, min_periods=1).max()[::-1]
+    return ((2 * counts < before) & (2 * counts < after)).astype("float64").to_frame("is_thin")
 
 
 def without_control_characters(text: str) -> str:
@@ -223,7 +238,7 @@ def columns_to_read(model: dict[str, Any]) -> list[str]:
     """The columns of the database that the model has, and those that make the label of a coin."""
     (table,) = (table for table in model["model"]["tables"] if table["name"] == "crypto_prices")
     columns = [column["name"] for column in table["columns"]]
-    return [*(column for column in columns if column not in ("coin", "size_rank")), "name", "symbol"]
+    return [*(column for column in columns if column not in ADDED), "name", "symbol"]
 
 
 def build_parts(model: dict[str, Any], rows: dict[str, list[dict]]) -> dict[str, bytes]:
@@ -468,7 +483,8 @@ def build(rows: pd.DataFrame, model: dict[str, Any], out: Path) -> Iterator[Path
     """Write all built files to `out`; each path comes when it is written."""
     from draw_preview import draw_previews
 
-    rows = rows.join(describe_coins(rows), on="coin_id").drop(columns=["name", "symbol"])
+    rows = rows.join(describe_coins(rows), on="coin_id").join(find_thin_times(rows), on="timestamp")
+    rows = rows.drop(columns=["name", "symbol"])
     tiers = [{"market_cap_tier": tier, "tier_order": order} for order, tier in enumerate(TIERS, start=1)]
     parts = build_parts(model, {"crypto_prices": to_records(rows), "Tier": tiers})
     data_model = parts.pop("DataModel")
