@@ -201,7 +201,7 @@ class DatabaseError(PipelineError):
 
 
 class BusyError(PipelineError):
-    """Another run holds the run lock."""
+    """Another run, or another backfill, is going on."""
 
     exit_code = 5
 
@@ -567,7 +567,7 @@ def in_session(settings: Settings, connection: Connection, work: Callable[[], Re
 
 @contextmanager
 def writing_connection(settings: Settings, lock: str = RUN_LOCK, patience: float = 0) -> Iterator[Connection]:
-    """A connection that holds the run lock and may write the table; closed at the end, which frees the lock.
+    """A connection that holds `lock` and may write the table; closed at the end, which frees the lock.
 
     Raises BusyError, and DatabaseError when the table or a right is missing: both before an API call is spent.
     """
@@ -582,7 +582,7 @@ def writing_connection(settings: Settings, lock: str = RUN_LOCK, patience: float
 
 
 def take_lock(settings: Settings, connection: Connection, lock: str = RUN_LOCK, patience: float = 0) -> None:
-    """Take the lock that keeps runs on this database apart, waiting `patience` seconds. Raises BusyError.
+    """Take one of LOCKS, which keep runs of this database apart, waiting `patience` seconds. Raises BusyError.
 
     The lock belongs to the session: MySQL frees it when the session ends, however it ends.
     """
@@ -678,24 +678,29 @@ def check_table(settings: Settings, connection: Connection) -> None:
     raise DatabaseError(OTHER_SCHEMA.format(database=settings.mysql_database, error=problem))
 
 
+def in_one_transaction(settings: Settings, connection: Connection, work: Callable[[Any], Result]) -> Result:
+    """What `work(cursor)` returns, done in one transaction that is not tried again. Raises DatabaseError."""
+
+    def attempt() -> Result:
+        with transaction(settings, connection) as cursor:
+            return work(cursor)
+
+    return in_session(settings, connection, attempt)
+
+
 def in_transaction(settings: Settings, connection: Connection, work: Callable[[Any], Result]) -> Result:
     """What `work(cursor)` returns, done in one transaction, on a connection that holds the run lock.
 
     A deadlock, a lock wait or a lost connection is tried again, three times, on a fresh session that has taken the lock
     anew; so `work` must come to the same when it is done twice. Raises DatabaseError, and BusyError for a lost lock.
     """
-
-    def attempt() -> Result:
-        with transaction(settings, connection) as cursor:
-            return work(cursor)
-
     is_open = connection.is_connected()  # a long fetch is longer than some servers keep an idle session
     retries = 0
     while True:
         try:
             if not is_open:
                 reopen(settings, connection)
-            return in_session(settings, connection, attempt)
+            return in_one_transaction(settings, connection, work)
         except DatabaseError as error:
             if error.errno not in (*LOST_CONNECTION, *LOCKED) or retries == RETRIES:
                 raise

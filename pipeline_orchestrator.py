@@ -44,7 +44,7 @@ from etl_crypto import (
     end_process,
     floor_time,
     in_background,
-    in_session,
+    in_one_transaction,
     in_transaction,
     keep_answer,
     listed,
@@ -59,7 +59,6 @@ from etl_crypto import (
     shown,
     signals_held,
     take_lock,
-    transaction,
     upsert,
     writing_connection,
 )
@@ -76,6 +75,7 @@ COUNTED_ROWS = 1_500_000  # more are estimated: --status answers at once
 # Backfill.
 DAYS_IN_REACH = 365  # back, without a key and with a Demo key
 DEMO_CALLS_A_MONTH = 10_000
+HISTORY_FILE = re.compile(r"(?P<name>.+\.[0-9a-f]{16})\.(?P<asked>\d{4}-\d\d-\d\d)\.(?P<days>\d+)\.json\.gz")
 BACKFILL_PATIENCE = 1_800  # seconds for a run that is going on: without a key one may wait for the API for minutes
 BAR_WIDTH = 30
 
@@ -279,14 +279,16 @@ def read_backfill(cursor: Any, settings: Settings, days: int) -> Backfill:
         if coin_id in ids:
             present[day].add(coin_id)
     complete = set.intersection(*present.values())
+    histories = find_histories(settings.snapshot_dir / "history") if settings.snapshot_dir else {}
     kept, missing = {}, []
     for coin in coins:
         if coin.coin_id in complete:
             continue
-        path = find_history(settings, coin, first, wanted[-1])
-        if path:
-            kept[coin] = path
-        else:
+        for history in histories.get(history_name(coin), ()):
+            # asked for when all wanted days were over, and as far back as it could be
+            if history.asked > wanted[-1] and history.days >= days_to_ask(settings, first, history.asked):
+                kept[coin] = history.path
+        if coin not in kept:
             missing.append(coin)
     return Backfill(newest, coins, wanted, present, kept, missing)
 
@@ -298,28 +300,29 @@ def days_to_ask(settings: Settings, first: datetime, today: datetime) -> int:
     return days if is_pro else min(days, DAYS_IN_REACH)
 
 
-def history_path(folder: Path, coin: Coin, asked: datetime, days: int) -> Path:
-    """Where the answer for `coin` is kept: whatever its id is made of, a file name that every system takes."""
+class KeptHistory(NamedTuple):
+    """A kept answer of /coins/{id}/market_chart: the day it was asked for on, and how many days back it reaches."""
+
+    asked: datetime
+    days: int
+    path: Path
+
+
+def history_name(coin: Coin) -> str:
+    """What the files with the history of `coin` begin with: whatever its id is made of, every system takes it."""
     readable = re.sub("[^a-z0-9-]", "_", coin.coin_id.lower())[:40]
-    return folder / f"{readable}.{sha256(coin.coin_id.encode()).hexdigest()[:16]}.{asked:%Y-%m-%d}.{days}.json.gz"
+    return f"{readable}.{sha256(coin.coin_id.encode()).hexdigest()[:16]}"
 
 
-def kept_histories(folder: Path, coin: Coin) -> Iterator[tuple[datetime, int, Path]]:
-    """The kept answers for `coin`: the day they were asked for on, how many days back they reach, and the file."""
-    name = history_path(folder, coin, EPOCH, 0).name.removesuffix(f".{EPOCH:%Y-%m-%d}.0.json.gz")
-    for path in folder.glob(f"{name}.*.json.gz"):
-        asked, days = path.name.removeprefix(f"{name}.").removesuffix(".json.gz").split(".")
-        yield datetime.strptime(asked, "%Y-%m-%d"), int(days), path  # naive: UTC throughout
-
-
-def find_history(settings: Settings, coin: Coin, first: datetime, last: datetime) -> Path | None:
-    """A kept answer for `coin` that holds all that can be had of the days from `first` to `last`."""
-    if not settings.snapshot_dir:
-        return None
-    for asked, days, path in kept_histories(settings.snapshot_dir / "history", coin):
-        if asked > last and days >= days_to_ask(settings, first, asked):
-            return path
-    return None
+def find_histories(folder: Path) -> dict[str, list[KeptHistory]]:
+    """The kept answers in `folder`, by `history_name`."""
+    found: dict[str, list[KeptHistory]] = defaultdict(list)
+    for path in folder.glob("*.json.gz"):
+        match = HISTORY_FILE.fullmatch(path.name)
+        if match:
+            asked = datetime.strptime(match["asked"], "%Y-%m-%d")  # naive: UTC throughout
+            found[match["name"]].append(KeptHistory(asked, int(match["days"]), path))
+    return found
 
 
 def keep_history(settings: Settings, coin: Coin, asked: datetime, days: int, answer: dict | None) -> None:
@@ -327,12 +330,11 @@ def keep_history(settings: Settings, coin: Coin, asked: datetime, days: int, ans
     if not settings.snapshot_dir:
         return
     folder = settings.snapshot_dir / "history"
-    path = history_path(folder, coin, asked, days)
+    path = folder / f"{history_name(coin)}.{asked:%Y-%m-%d}.{days}.json.gz"
     try:
         keep_answer(path, answer)
-        for _, _, older in kept_histories(folder, coin):
-            if older != path:
-                older.unlink()
+        for older in set(folder.glob(f"{history_name(coin)}.*.json.gz")) - {path}:
+            older.unlink()
     except OSError as error:
         log.warning("the history of %s cannot be kept in %s (%s)", shown(coin.coin_id), folder, error.strerror)
 
@@ -492,8 +494,9 @@ def run_backfill(settings: Settings, options: argparse.Namespace) -> None:
     now = datetime.now(UTC).replace(tzinfo=None)
     fetching, writing = Step("fetch history"), Step("write days")
     with backfill_connection(settings, options) as connection:
-        with transaction(settings, connection) as cursor:
-            backfill = read_backfill(cursor, settings, options.backfill)
+        backfill = in_one_transaction(
+            settings, connection, partial(read_backfill, settings=settings, days=options.backfill)
+        )
         for line in estimate(settings, backfill):
             say(options, line)
         if options.dry_run:
@@ -610,13 +613,8 @@ def count_rows(cursor: Any) -> tuple[int, bool]:
 def show_status(settings: Settings, options: argparse.Namespace) -> None:
     """Print the status of the table. Raises StaleError when it is empty, or older than --max-age minutes."""
     now = datetime.now(UTC).replace(tzinfo=None)
-
-    def read() -> Status:
-        with transaction(settings, connection) as cursor:
-            return read_status(cursor, now)
-
     with closing(connect(settings)) as connection:
-        status = in_session(settings, connection, read)
+        status = in_one_transaction(settings, connection, partial(read_status, now=now))
     table = f"{settings.mysql_database}.crypto_prices"
     as_of = status.last_updated or status.newest
     age = max((now - as_of).total_seconds(), 0) / 60 if as_of else None

@@ -23,13 +23,13 @@ from etl_crypto import (
     Settings,
     connect,
     end_process,
+    in_one_transaction,
     in_transaction,
     make_parser,
     parse_options,
     run_script,
     say,
     signals_held,
-    transaction,
     writing_connection,
 )
 
@@ -147,9 +147,13 @@ def segment_all(settings: Settings, connection: Connection, dry_run: bool) -> tu
     It goes along the primary key, chunk by chunk, and writes only rows that change, in short transactions: it may be
     ended at any moment and run again.
     """
-    with transaction(settings, connection) as cursor:
+
+    def count_rows(cursor: Any) -> int:
         cursor.execute("SELECT COUNT(*) FROM crypto_prices")
-        (total,) = cursor.fetchone()
+        return cursor.fetchone()[0]
+
+    transact = in_one_transaction if dry_run else in_transaction  # a dry run has no lock to take anew
+    total = transact(settings, connection, count_rows)
     read = 0
     changed: Counter[str] = Counter()
     last = (datetime.min, "")
@@ -164,7 +168,7 @@ def segment_all(settings: Settings, connection: Connection, dry_run: bool) -> tu
         )
 
     while True:
-        rows = in_transaction(settings, connection, read_chunk)
+        rows = transact(settings, connection, read_chunk)
         if not rows:
             return read, changed
         misfits = [row for row in rows if row.present != row.due]
@@ -211,11 +215,8 @@ def main(argv: list[str] | None = None) -> int:
                 read, changed = segment_all(settings, connection, options.dry_run)
                 say(options, f"{read} rows read, {describe(changed, 'changed')}{dry}")
             else:
-                if options.dry_run:
-                    with transaction(settings, connection) as cursor:
-                        tiered = tier_pending(cursor)
-                else:
-                    tiered = in_transaction(settings, connection, tier_pending)
+                transact = in_one_transaction if options.dry_run else in_transaction
+                tiered = transact(settings, connection, tier_pending)
                 say(options, describe(tiered.rows, "rows tiered") + dry)
         return 0
 
