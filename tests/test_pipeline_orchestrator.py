@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -368,6 +369,23 @@ def test_a_signal_ends_a_wait_for_another_try(scripts: Scripts, api: StubCoinGec
 
     assert "page 1: status 429; trying again in 119 s" in waiting
     assert scripts.finish(process).returncode == 143
+
+
+def test_of_two_runs_started_at_once_one_wins_and_one_ends_with_5_ten_times(
+    scripts: Scripts, api: StubCoinGecko, database: Database
+):
+    for _ in range(10):
+        one_has_ended = threading.Event()
+        api.script = lambda page, attempt, ended=one_has_ended: ended.wait() and None
+        runs = [scripts.start("pipeline_orchestrator.py") for _ in range(2)]
+        while all(run.poll() is None for run in runs):
+            pass
+        loser, winner = sorted(runs, key=lambda run: run.poll() is None)
+        one_line_error(scripts.finish(loser), 5, "another run is writing")
+        one_has_ended.set()
+        result = scripts.finish(winner)
+        assert result.returncode == 0, result.stderr
+    assert database.execute("SELECT COUNT(*) % 120, COUNT(*) - COUNT(market_cap_tier) FROM crypto_prices") == [(0, 0)]
 
 
 @posix_only
