@@ -552,8 +552,9 @@ def in_session(settings: Settings, connection: Connection, work: Callable[[], Re
 
     It runs in a thread, which no signal reaches: one that raised in the connector's C code would crash it.
     """
-    running = in_background(work)
     try:
+        with signals_held():
+            running = in_background(work)
         while not running.done():
             wait([running], timeout=0.1)
     except KeyboardInterrupt:

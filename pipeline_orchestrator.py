@@ -339,6 +339,14 @@ def keep_history(settings: Settings, coin: Coin, asked: datetime, days: int, ans
         log.warning("the history of %s cannot be kept in %s (%s)", shown(coin.coin_id), folder, error.strerror)
 
 
+def read_history(path: Path) -> dict | None:
+    """A kept answer; None: the coin was gone. Raises DataError."""
+    try:
+        return read_answer(path)
+    except DataError as error:
+        raise DataError(f"{path}: {error}, that is, remove it and start the same command again") from error
+
+
 def estimate(settings: Settings, backfill: Backfill) -> Iterator[str]:
     """What a backfill will cost, in lines."""
     calls, days = len(backfill.missing), backfill.days
@@ -383,6 +391,12 @@ class Progress:
             self.said = now
             log.info("%s", text)
 
+    def end(self) -> None:
+        """Take the bar away."""
+        if sys.stderr.isatty() and not self.quiet:
+            sys.stderr.write(f"\r{'':{BAR_WIDTH + 43}}\r")
+            sys.stderr.flush()
+
 
 def fetch_histories(
     settings: Settings, options: argparse.Namespace, backfill: Backfill, now: datetime, still_here: Callable[[], None]
@@ -414,6 +428,8 @@ def fetch_histories(
             kept = f"{len(answered)} of {len(coins)} answers are kept"
             error.args = (f"{error}; {kept}: the same command goes on from there",)
         raise
+    finally:
+        progress.end()
 
 
 @dataclass
@@ -463,7 +479,7 @@ def to_history_rows(coin: Coin, points: Mapping[datetime, Point], days: Iterable
             continue
         before = points.get(day - timedelta(days=1))
         change = point.price - before.price if before else None
-        percentage = change / before.price * 100 if before and before.price > 0 else None
+        percentage = change / before.price * 100 if before and before.price > 0 else math.nan
         figures = {
             "timestamp": day,
             **coin._asdict(),
@@ -471,7 +487,7 @@ def to_history_rows(coin: Coin, points: Mapping[datetime, Point], days: Iterable
             "market_cap": point.market_cap,
             "total_volume": point.volume,
             "price_change_24h": change,
-            "price_change_percentage_24h": percentage if percentage and math.isfinite(percentage) else None,
+            "price_change_percentage_24h": percentage if math.isfinite(percentage) else None,
         }
         yield tuple(figures.get(column) for column in COLUMNS)
 
@@ -506,7 +522,7 @@ def run_backfill(settings: Settings, options: argparse.Namespace) -> None:
             with fetching.timed():
                 fetching.detail = f"nothing to ask for, {len(backfill.kept)} coins kept before"
                 for coin, path in backfill.kept.items():
-                    history.add(coin, read_answer(path))
+                    history.add(coin, read_history(path))
                 answers = fetch_histories(settings, options, backfill, now, lambda: keep_lock(settings, connection))
                 for asked, (coin, answer) in enumerate(answers, 1):
                     history.add(coin, answer)

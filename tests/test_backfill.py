@@ -139,6 +139,14 @@ def test_points_in_mid_day_and_points_that_are_none_make_no_day(
     assert [row[0] for row in history(database)] == [midnight(1)]
 
 
+def test_a_price_that_stands_still_has_a_change_of_nought(scripts: Scripts, market: StubCoinGecko, database: Database):
+    prices = [[at, 1.0] for at, _ in make_history(market.coins[0], 3, datetime.now(UTC))["prices"]]
+    market.history_script = lambda coin_id, attempt: Answer({"prices": prices})
+
+    assert scripts.pipeline("--backfill", 2).returncode == 0
+    assert history(database) == [(midnight(day), 1.0, None, None, 0.0, 0.0, "Unknown") for day in (2, 1)]
+
+
 def test_a_row_that_is_there_is_never_changed(scripts: Scripts, market: StubCoinGecko, database: Database):
     database.execute(
         "INSERT INTO crypto_prices (timestamp, coin_id, symbol, name, current_price, market_cap_tier)"
@@ -223,6 +231,15 @@ def test_when_coingecko_fails_it_says_what_is_kept_and_the_same_command_goes_on(
     market.history_script = lambda coin_id, attempt: None
     assert scripts.pipeline("--backfill", 5).returncode == 0
     assert market.histories.count("coin-00001") == 1
+
+
+def test_a_kept_answer_that_cannot_be_read_is_named(scripts: Scripts, market: StubCoinGecko, database: Database):
+    scripts.pipeline("--backfill", 3)
+    database.execute("DELETE FROM crypto_prices WHERE timestamp = %s", (midnight(1),))
+    spoilt = next(scripts.snapshots.glob("history/coin-00002*"))
+    spoilt.write_bytes(b"[")
+
+    one_line_error(scripts.pipeline("--backfill", 3), 3, str(spoilt), "remove it and start the same command again")
 
 
 def test_each_coin_has_a_retry_budget_of_its_own(scripts: Scripts, market: StubCoinGecko, database: Database):
