@@ -155,6 +155,7 @@ def session_database(server: mysql.connector.MySQLConnection) -> Iterator[Databa
 @pytest.fixture
 def database(session_database: Database) -> Database:
     """The database of this run, with an empty table made by sql/crypto_prices.sql."""
+    session_database.execute(f"USE {session_database.name}")  # other tests make databases on this connection too
     session_database.execute("DROP TABLE IF EXISTS crypto_prices")
     session_database.create_table()
     return session_database
