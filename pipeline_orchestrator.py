@@ -62,7 +62,7 @@ from etl_crypto import (
     upsert,
     writing_connection,
 )
-from segment_and_load import TIERS, assign_tiers, describe, segment, warn_of_other_bounds
+from segment_and_load import TIERS, assign_tiers, count_rows, describe, segment, warn_of_other_bounds
 
 if TYPE_CHECKING:
     from mysql.connector.abstracts import MySQLConnectionAbstract as Connection
@@ -70,7 +70,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("pipeline_orchestrator")
 
 MINUTES_A_DAY = 1_440
-COUNTED_ROWS = 1_500_000  # more are estimated: --status answers at once
 
 # Backfill.
 DAYS_IN_REACH = 365  # back, without a key and with a Demo key
@@ -344,7 +343,7 @@ def read_history(path: Path) -> dict | None:
     try:
         return read_answer(path)
     except DataError as error:
-        raise DataError(f"{path}: {error}, that is, remove it and start the same command again") from error
+        raise DataError(f"{path}: {error}: remove it and start the same command again") from error
 
 
 def estimate(settings: Settings, backfill: Backfill) -> Iterator[str]:
@@ -611,19 +610,6 @@ def read_status(cursor: Any, now: datetime) -> Status:
         )
         (day,) = cursor.fetchone()
     return Status(rows, are_estimated, untiered, newest, coins, last_updated, oldest, days, days - filled)
-
-
-def count_rows(cursor: Any) -> tuple[int, bool]:
-    """The rows of the table, and whether that is the server's estimate: to count millions takes it seconds."""
-    cursor.execute(
-        "SELECT table_rows FROM information_schema.tables WHERE table_schema = DATABASE()"
-        " AND table_name = 'crypto_prices'"
-    )
-    (estimate,) = cursor.fetchone()
-    if (estimate or 0) > COUNTED_ROWS:
-        return estimate, True
-    cursor.execute("SELECT COUNT(*) FROM crypto_prices")
-    return cursor.fetchone()[0], False
 
 
 def show_status(settings: Settings, options: argparse.Namespace) -> None:

@@ -45,6 +45,7 @@ CHUNK_ROWS = 20_000  # read at a time: memory stays flat
 BATCH_IDS = 1_000  # coins named in one UPDATE
 COMMIT_ROWS = 2_000  # changed by --all in one transaction: others that write wait for its locks 0.1 s at most
 PROGRESS_SECONDS = 5
+COUNTED_ROWS = 1_500_000  # more are estimated: to count them takes longer than a user waits, or the connection
 
 
 def assign_tiers(market_caps: pd.Series, settings: Settings) -> pd.Series:
@@ -141,19 +142,27 @@ def warn_of_other_bounds(cursor: Any, settings: Settings, newest: datetime | Non
         )
 
 
+def count_rows(cursor: Any) -> tuple[int, bool]:
+    """The rows of the table, and whether that is the server's estimate: to count millions takes it seconds."""
+    cursor.execute(
+        "SELECT table_rows FROM information_schema.tables WHERE table_schema = DATABASE()"
+        " AND table_name = 'crypto_prices'"
+    )
+    (estimate,) = cursor.fetchone()
+    if (estimate or 0) > COUNTED_ROWS:
+        return estimate, True
+    cursor.execute("SELECT COUNT(*) FROM crypto_prices")
+    return cursor.fetchone()[0], False
+
+
 def segment_all(settings: Settings, connection: Connection, dry_run: bool) -> tuple[int, Counter[str]]:
     """Give every row the tier of the present bounds. Returns the rows read, and the rows changed to each tier.
 
     It goes along the primary key, chunk by chunk, and writes only rows that change, in short transactions: it may be
     ended at any moment and run again.
     """
-
-    def count_rows(cursor: Any) -> int:
-        cursor.execute("SELECT COUNT(*) FROM crypto_prices")
-        return cursor.fetchone()[0]
-
     transact = in_one_transaction if dry_run else in_transaction  # a dry run has no lock to take anew
-    total = transact(settings, connection, count_rows)
+    total, _ = transact(settings, connection, count_rows)
     read = 0
     changed: Counter[str] = Counter()
     last = (datetime.min, "")
