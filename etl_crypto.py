@@ -51,8 +51,6 @@ log = logging.getLogger("etl_crypto")
 Key = TypeVar("Key")
 Result = TypeVar("Result")
 
-PACKAGES = {"requests": "requests", "mysql": "mysql-connector-python", "pandas": "pandas", "dotenv": "python-dotenv"}
-
 # The columns of crypto_prices that come from CoinGecko, in the order of the table; `FIGURES` says from which field.
 # The percentages of other periods than a day are named for the currency that was asked for.
 FIGURES = {
@@ -1597,6 +1595,7 @@ def run_script(
     options: argparse.Namespace,
     work: Callable[[Settings], int],
     needs_database: bool = True,
+    requirements: str = "requirements.txt",
 ) -> int:
     """The exit code of `work(settings)`. An expected failure becomes one line in the log, a bug stays a traceback."""
     formatter = set_up_logging(options)
@@ -1611,14 +1610,13 @@ def run_script(
         script_log.error("%s", error, exc_info=options.verbose)
         return error.exit_code
     except ModuleNotFoundError as error:
-        if error.name not in PACKAGES:
-            raise
         script_log.error(
-            "the Python package %s is missing: %s -m pip install -r requirements.txt, or start the script by"
-            " bash sql/local_mysql.sh python %s.py",
-            PACKAGES[error.name],
+            "the Python module %s is missing: %s -m pip install -r %s, or start the script by bash sql/local_mysql.sh,"
+            " which does so, see README.md",
+            error.name,
             sys.executable,
-            script_log.name,
+            requirements,
+            exc_info=options.verbose,
         )
         return ConfigError.exit_code
     except KeyboardInterrupt as error:

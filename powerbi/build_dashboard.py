@@ -11,22 +11,31 @@ visuals in the .Report folder (PBIR).
 
 from __future__ import annotations
 
+import argparse
+import gc
 import io
+import itertools
 import json
 import logging
-import re
+import sqlite3
 import sys
+import tempfile
+import threading
+import time
 import unicodedata
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import closing
-from importlib.util import find_spec
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 sys.path.append(str(PROJECT_DIR))  # the scripts stand one folder up
+
+from check_source import read_source  # noqa: E402
+from pbix_query import Dashboard  # noqa: E402
+from report_source import Document, Model, Report, SourceError, unquote  # noqa: E402
 
 from etl_crypto import (  # noqa: E402
     COLUMNS,
@@ -38,17 +47,16 @@ from etl_crypto import (  # noqa: E402
     explain,
     make_parser,
     mysql_errors,
+    parse_options,
     parse_settings,
-    print_result,
     read_market,
     read_snapshot,
     run_script,
+    say,
 )
 from segment_and_load import TIERS, assign_tiers  # noqa: E402
 
 if TYPE_CHECKING:
-    import sqlite3
-
     import pandas as pd
 
 log = logging.getLogger("build_dashboard")
@@ -57,40 +65,29 @@ NAME = "CryptoMarketAnalytics"
 SOURCE = PROJECT_DIR / "powerbi"
 MODEL_DIR = SOURCE / f"{NAME}.SemanticModel" / "definition"
 REPORT_DIR = SOURCE / f"{NAME}.Report"
-THEME = REPORT_DIR / "StaticResources" / "RegisteredResources" / "CryptoMarketTheme.json"
 SAMPLE_FILES = sorted((PROJECT_DIR / "tests" / "data").glob("*.json.gz"))
-MANY_ROWS = 200_000
 AROUND = 7  # times before a time, and times after it, that its coins are compared with
-ADDED = ("coin", "size_rank", "is_thin")  # columns of the model that the database has not
-
-# The files' own formats.
-CONTAINER_VERSION = "1.32"  # what Desktop writes when the report inside is PBIR (1.33: with TMDL scripts, too)
-ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the same source makes the same .pbit
-CONTENT_TYPES = (
-    '\ufeff<?xml version="1.0" encoding="utf-8"?>'
-    '<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types">'
-    '<Default Extension="json" ContentType="" />{overrides}</Types>'
-)
-JSON_PARTS = ("Settings", "Metadata")
-PLURALS = {"changedProperty": "changedProperties", "hierarchy": "hierarchies"}  # of TMSL
 
 
 # ------------------------------------------------------------------------------------------------ rows for the model
 
 
-def read_sample_rows(columns: list[str]) -> pd.DataFrame:
-    """The sample market as the pipeline writes it, with its default tiers."""
+def read_sample_rows() -> pd.DataFrame:
+    """The sample market as the pipeline writes it, with its default tiers: all columns of crypto_prices."""
     import pandas as pd
 
     settings = parse_settings({}, needs_database=False)
     markets = (read_market(read_snapshot(settings, path)) for path in SAMPLE_FILES)
     rows = pd.DataFrame([row for market in markets for row in market.rows], columns=COLUMNS)
     rows["market_cap_tier"] = assign_tiers(rows["market_cap"].astype("float64"), settings)
-    return rows[columns]
+    return rows
 
 
 def read_mysql_rows(settings: Settings, columns: list[str], days: float) -> pd.DataFrame:
-    """The rows of the newest `days` (0: all) of crypto_prices, as the query in the model reads them."""
+    """The rows of the newest `days` (0: all) of crypto_prices, as the query in the model reads them.
+
+    Raises DataError for an empty table, DatabaseError when there is none.
+    """
     import pandas as pd
 
     since = "timestamp > (SELECT MAX(timestamp) FROM crypto_prices) - INTERVAL %s SECOND" if days > 0 else "%s <= 0"
@@ -108,22 +105,27 @@ def read_mysql_rows(settings: Settings, columns: list[str], days: float) -> pd.D
             f"{settings.mysql_database}.crypto_prices is empty: run pipeline_orchestrator.py first, or build without"
             " --from-mysql to have the sample market inside"
         )
-    if len(rows) > MANY_ROWS:
-        log.warning(
-            "%d rows go into the .pbix, and their pictures take minutes: lower HistoryDays in expressions.tmdl, or"
-            " build without --from-mysql and refresh in Power BI",
-            len(rows),
-        )
     if untiered := rows["market_cap_tier"].isna().sum():
         log.warning("%d rows have no tier and stand under (Blank): run segment_and_load.py, then build again", untiered)
     return rows
 
 
-def describe_coins(rows: pd.DataFrame) -> pd.DataFrame:
-    """What the query in the model adds to the rows: `coin` and `size_rank`, by coin_id, by the same rules.
+def embedded_tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """What the queries of the model make of these rows of crypto_prices, by table, by the same rules."""
+    import pandas as pd
 
-    A label is that of one coin: its newest name and symbol, with the id where coins share them, whatever their case, as
-    Power BI tells none. The rank is by market cap in the newest snapshot: 1 is the largest, NaN a coin not in it.
+    return {
+        "crypto_prices": rows.join(describe_coins(rows), on="coin_id").join(find_thin_times(rows), on="timestamp"),
+        "Tier": pd.DataFrame({"market_cap_tier": TIERS, "tier_order": range(1, len(TIERS) + 1)}),
+    }
+
+
+def describe_coins(rows: pd.DataFrame) -> pd.DataFrame:
+    """`coin` and `size_rank` by coin_id.
+
+    A label is that of one coin: its newest name and symbol, with the id where coins share them, whatever their case,
+    because Power BI does not tell case. The rank is by market cap in the newest snapshot: 1 is the largest, NaN a coin
+    that is not in it.
     """
     last = rows.sort_values("timestamp").drop_duplicates("coin_id", keep="last").set_index("coin_id")
     names, symbols = (last[column].map(without_control_characters) for column in ("name", "symbol"))
@@ -135,11 +137,11 @@ def describe_coins(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def find_thin_times(rows: pd.DataFrame) -> pd.DataFrame:
-    """What the query in the model adds to the rows: `is_thin`, by timestamp, by the same rule.
+    """`is_thin` by timestamp.
 
-    1 for a time that is left out of market cap over time, as fewer than half as many coins have a market cap then as at
-    one of the AROUND times before it and at one of the AROUND times after it. The newest time has none after it, so it
-    is never left out, and neither is a lasting step: fewer coins from some day on, or more.
+    1 for a time that is left out of market cap over time, because fewer than half as many coins have a market cap then
+    as at one of the AROUND times before it and at one of the AROUND times after it. The newest time has none after it,
+    so it is never left out, and neither is a lasting step: fewer coins from some day on, or more.
     """
     counts = (rows["market_cap"].astype("float64") > 0).groupby(rows["timestamp"]).sum().sort_index()
     before = counts.shift().rolling(AROUND, min_periods=1).max()
@@ -152,235 +154,242 @@ def without_control_characters(text: str) -> str:
     return "".join(char for char in text if unicodedata.category(char) != "Cc").strip()
 
 
-def to_records(rows: pd.DataFrame) -> list[dict[str, object]]:
-    """Rows as the library takes them: None for NULL, and Python's own types."""
-    return rows.astype("object").where(rows.notna(), None).to_dict("records")
+def history_days(model: Model) -> float:
+    """The value of the parameter HistoryDays. Raises SourceError."""
+    text = model.parameter("HistoryDays")
+    try:
+        return float(text)
+    except ValueError:
+        raise SourceError(
+            f"{MODEL_DIR / 'expressions.tmdl'}: HistoryDays is {text!r}: set it to a number of days, or 0 for all"
+        ) from None
+
+
+def columns_to_read(model: Model) -> list[str]:
+    """The columns of the database that the model has, and those that make the label of a coin."""
+    columns = [column["name"] for column in model.tables["crypto_prices"]["columns"]]
+    return [*(column for column in columns if column in COLUMNS or column == "market_cap_tier"), "name", "symbol"]
 
 
 # ---------------------------------------------------------------------------------------------------- the data model
 
-
-def read_model(folder: Path) -> dict[str, Any]:
-    """The model in the TMDL files of `folder` as TMSL, which is what DataModelSchema in a .pbit holds."""
-    from pbix_mcp.formats.tmdl_reader import parse_tmdl_document
-
-    found: dict[str, dict[str, dict]] = {}
-    order: list[tuple[str, str]] = []
-    for path in [*sorted(folder.glob("*.tmdl")), *sorted(folder.glob("tables/*.tmdl"))]:
-        text = path.read_text(encoding="utf-8")
-        described = {
-            (kind, name.strip("'")): " ".join(line.strip().removeprefix("///").strip() for line in lines.splitlines())
-            for lines, kind, name in re.findall(r"((?:^\t*///.*\n)+)\t*(\w+) ('[^']+'|\S+)", text, re.M)
-        }
-        for node in parse_tmdl_document(re.sub(r"^\t*///.*\n", "", text, flags=re.M)):
-            if node.kind == "ref":
-                order.append(tuple(node.name.split()))
-            else:
-                found.setdefault(node.kind, {})[node.name] = to_tmsl(node, described)
-    (database,), (model,) = found["database"].values(), found["model"].values()
-    del model["name"]
-    for kind in ("table", "relationship", "expression"):
-        listed = [name for listed_kind, name in order if listed_kind == kind] or list(found[kind])
-        model[f"{kind}s"] = [found[kind][name] for name in listed]
-    return {
-        "name": database["name"],
-        "compatibilityLevel": int(database["compatibilityLevel"]),
-        "model": model,
-    }
+# What pbix-mcp writes otherwise than Power BI Desktop, found by comparing its output with 25 files that Desktop made.
+CORRECTIONS = (
+    # Desktop has 19 (the explicit type counts) in 4,120 of 4,120 columns with data; the library repeats the type.
+    "UPDATE [Column] SET InferredDataType = 19 WHERE Type = 1",
+    # Desktop's dates are in dictionaries of real numbers (8); the library calls them dictionaries of dates (9).
+    "UPDATE DictionaryStorage SET DataType = 8 WHERE DataType = 9",
+    # Desktop has 0 where there is no linguistic schema; the library leaves NULL.
+    "UPDATE Culture SET LinguisticMetadataID = 0 WHERE LinguisticMetadataID IS NULL",
+)
+# The numbers that the metadata has for what TMDL has words for.
+OBJECT_TYPES = {"model": 1, "table": 3, "column": 4, "measure": 8, "expression": 41}
+SUMMARIZE_BY = {"default": 1, "none": 2, "sum": 3, "min": 4, "max": 5, "count": 6, "average": 7, "distinctCount": 8}
+SOURCE_VERSIONS = {"powerBI_V1": 1, "powerBI_V2": 1, "powerBI_V3": 2}
 
 
-def to_tmsl(node: Any, described: dict[tuple[str, str], str]) -> dict[str, Any]:
-    """One object of a TMDL document, with all that is in it, as TMSL."""
-
-    def reference(text: str) -> list[str]:
-        return [name.strip("'") for name in re.findall(r"'[^']+'|[^.]+", text)]
-
-    tmsl: dict[str, Any] = {"name": node.name} | {flag: True for flag in sorted(node.flags)} | node.props
-    if description := described.get((node.kind, node.name)):
-        tmsl["description"] = description
-    match node.kind:
-        case "annotation":
-            return {"name": node.name, "value": node.expression}
-        case "changedProperty":  # what was set by hand in Desktop
-            return {"property": node.expression}
-        case "partition":
-            tmsl["source"] = {"type": node.expression, "expression": node.child("source").expression}
-            return tmsl
-        case "relationship":
-            for end in ("from", "to"):
-                tmsl[f"{end}Table"], tmsl[f"{end}Column"] = reference(tmsl.pop(f"{end}Column"))
-        case "measure" | "expression":
-            tmsl["expression"] = node.expression
-            if node.kind == "expression":
-                tmsl["kind"] = "m"
-    for child in node.children:
-        if child.kind == "dataAccessOptions":
-            tmsl[child.kind] = {flag: True for flag in sorted(child.flags)}
-        elif child.kind not in node.flags:
-            tmsl.setdefault(PLURALS.get(child.kind, f"{child.kind}s"), []).append(to_tmsl(child, described))
-    return tmsl
-
-
-def history_days(model: dict[str, Any]) -> float:
-    """The value of the parameter HistoryDays. Raises ConfigError."""
-    (expression,) = (e["expression"] for e in model["model"]["expressions"] if e["name"] == "HistoryDays")
-    text = expression.partition(" meta ")[0]
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(
-            f"HistoryDays is {text!r} in expressions.tmdl: set it to a number of days, or 0 for all"
-        ) from None
-
-
-def columns_to_read(model: dict[str, Any]) -> list[str]:
-    """The columns of the database that the model has, and those that make the label of a coin."""
-    (table,) = (table for table in model["model"]["tables"] if table["name"] == "crypto_prices")
-    columns = [column["name"] for column in table["columns"]]
-    return [*(column for column in columns if column not in ADDED), "name", "symbol"]
-
-
-def build_parts(model: dict[str, Any], rows: dict[str, list[dict]]) -> dict[str, bytes]:
-    """The parts of a .pbix with `rows` in its tables; the report is not among them."""
+def build_parts(model: Model, tables: dict[str, pd.DataFrame]) -> dict[str, bytes]:
+    """The parts of a .pbix with `tables` inside; the report is not among them."""
     from pbix_mcp.builder import PBIXBuilder
     from pbix_mcp.formats.abf_rebuild import rebuild_abf_with_modified_sqlite
     from pbix_mcp.formats.datamodel_roundtrip import compress_datamodel, decompress_datamodel
 
     builder = PBIXBuilder(NAME)
-    for table in model["model"]["tables"]:
+    for name, table in model.tables.items():
         columns = [{"name": column["name"], "data_type": column["dataType"]} for column in table["columns"]]
-        builder.add_table(table["name"], columns, rows=rows[table["name"]])
+        rows = tables[name][[column["name"] for column in columns]]
+        # With a source the library writes a short query, which is replaced; without one it writes all rows into it.
+        builder.add_table(name, columns, rows=to_records(rows), source_db={"type": "mysql"})
         for measure in table.get("measures", []):
-            builder.add_measure(
-                table["name"],
-                measure["name"],
-                measure["expression"],
-                description=measure.get("description", ""),
-                format_string=measure.get("formatString"),
-                data_type=measure_type(measure),
-            )
-    for relationship in model["model"]["relationships"]:
+            builder.add_measure(name, measure["name"], measure["expression"], data_type=measure_type(measure))
+    for relationship in model.tmsl["model"]["relationships"]:
         ends = (relationship[key] for key in ("fromTable", "fromColumn", "toTable", "toColumn"))
         builder.add_relationship(*ends, auto_orient=False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         archive = zipfile.ZipFile(io.BytesIO(builder.build()))
-    for warning in caught:  # such as texts that Power BI will take for one
+    for warning in caught:  # such as texts that Power BI takes for one
         log.warning("%s", warning.message)
     parts = {part: archive.read(part) for part in ("DiagramLayout", "Settings", "Metadata", "DataModel")}
     backup = decompress_datamodel(parts["DataModel"])
-    backup = rebuild_abf_with_modified_sqlite(backup, lambda metadata: complete_metadata(metadata, model))
+    backup = rebuild_abf_with_modified_sqlite(backup, lambda metadata: write_metadata(metadata, model))
     parts["DataModel"] = compress_datamodel(backup, original_dm=parts["DataModel"])
     return parts
 
 
-def measure_type(measure: dict[str, Any]) -> str:
-    """What a measure gives, as its format tells it: texts have none."""
+def to_records(rows: pd.DataFrame) -> list[dict[str, object]]:
+    """Rows as the library takes them: None for NULL, and Python's own types."""
+    return rows.astype("object").where(rows.notna(), None).to_dict("records")
+
+
+def measure_type(measure: Document) -> str:
+    """What a measure gives, as its format tells: every measure has one but those that give text."""
     pattern = measure.get("formatString")
     return "String" if pattern is None else "DateTime" if "yyyy" in pattern else "Double"
 
 
-# What the library writes otherwise than Power BI Desktop, in 25 of whose files it was compared.
-CORRECTIONS = (
-    # Desktop has 19 (the type is the explicit one) in 4,120 of 4,120 columns with data; the library repeats the type.
-    "UPDATE [Column] SET InferredDataType = 19 WHERE Type = 1",
-    # Desktop stores dates in dictionaries of real numbers (8); the library calls them dictionaries of dates (9).
-    "UPDATE DictionaryStorage SET DataType = 8 WHERE DataType = 9",
-    # In Desktop's files none of these is NULL: 0 is "none", and the time is that of the change.
-    "UPDATE Culture SET LinguisticMetadataID = 0 WHERE LinguisticMetadataID IS NULL",
-    "UPDATE Expression SET QueryGroupID = 0, ParameterValuesColumnID = 0, ExpressionSourceID = 0,"
-    " ModifiedTime = (SELECT ModifiedTime FROM Model)",
-)
+class Metadata:
+    """The model's own database inside a .pbix: rows for its tables, columns, measures, by the numbers of their IDs."""
 
-
-def complete_metadata(metadata: sqlite3.Connection, model: dict[str, Any]) -> None:
-    """Write into the model's own database what the library's builder does not: the rest of the TMDL."""
-    from pbix_mcp import server
-    from pbix_mcp.formats.tmdl_reader import parse_tmdl_folder
-
-    server._apply_tmdl_metadata(metadata, parse_tmdl_folder(str(MODEL_DIR)))
-    annotate = "UPDATE Annotation SET Value = ? WHERE Name = ? AND ObjectType = ? AND ObjectID = ?"
-    for annotation in model["model"].get("annotations", []):
-        metadata.execute(annotate, (annotation["value"], annotation["name"], 1, 1))
-    for expression in model["model"]["expressions"]:
-        metadata.execute(
-            "UPDATE Expression SET Description = ? WHERE Name = ?", (expression.get("description"), expression["name"])
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        ((last_id, self.now),) = connection.execute(
+            "SELECT VALUE, (SELECT ModifiedTime FROM Model) FROM DBPROPERTIES WHERE NAME = 'MAXID'"
         )
-    for table in model["model"]["tables"]:
-        (table_id,) = metadata.execute("SELECT ID FROM [Table] WHERE Name = ?", (table["name"],)).fetchone()
-        metadata.execute("UPDATE [Table] SET Description = ? WHERE ID = ?", (table.get("description"), table_id))
-        for column in table["columns"]:
-            (column_id,) = metadata.execute(
-                "SELECT ID FROM [Column] WHERE TableID = ? AND ExplicitName = ?", (table_id, column["name"])
-            ).fetchone()
-            metadata.execute("UPDATE [Column] SET Description = ? WHERE ID = ?", (column.get("description"), column_id))
-            for annotation in column.get("annotations", []):
-                metadata.execute(annotate, (annotation["value"], annotation["name"], 4, column_id))
+        self.ids = itertools.count(int(last_id) + 1)
+
+    def find(self, table: str, **values: object) -> int:
+        condition = " AND ".join(f"{column} = ?" for column in values)
+        found = self.connection.execute(f"SELECT ID FROM [{table}] WHERE {condition}", tuple(values.values()))
+        ((row_id,),) = found
+        return row_id
+
+    def update(self, table: str, row_id: int, **values: object) -> None:
+        assigned = ", ".join(f"{column} = ?" for column in values)
+        self.connection.execute(f"UPDATE [{table}] SET {assigned} WHERE ID = ?", (*values.values(), row_id))
+
+    def insert(self, table: str, **values: object) -> int:
+        row_id = next(self.ids)
+        self.connection.execute(
+            f"INSERT INTO [{table}] (ID, {', '.join(values)}) VALUES (?{', ?' * len(values)})",
+            (row_id, *values.values()),
+        )
+        self.connection.execute("UPDATE DBPROPERTIES SET VALUE = ? WHERE NAME = 'MAXID'", (str(row_id),))
+        return row_id
+
+    def annotate(self, kind: str, row_id: int, document: Document) -> None:
+        of = {"ObjectID": row_id, "ObjectType": OBJECT_TYPES[kind]}
+        for each in document.get("annotations", []):
+            self.insert("Annotation", **of, Name=each["name"], Value=each["value"], ModifiedTime=self.now)
+        for each in document.get("changedProperties", []):
+            self.insert("ChangedProperty", **of, Property=each["property"])
+
+
+def write_metadata(connection: sqlite3.Connection, model: Model) -> None:
+    """Make the model's own database say all that the TMDL says, and say it as Desktop does.
+
+    The library has written the rows of tables, columns, measures and relationships, with where their data lies.
+    """
+    metadata, tmsl = Metadata(connection), model.tmsl["model"]
+    connection.execute("DELETE FROM Annotation")  # the library's: what the TMDL does not say, the .pbix does not say
+    write_model(metadata, tmsl)
+    for table in tmsl["tables"]:
+        write_table(metadata, table)
+    for relationship in tmsl["relationships"]:
+        tables = (metadata.find("Table", Name=relationship[f"{end}Table"]) for end in ("from", "to"))
+        columns = (
+            metadata.find("Column", TableID=table, ExplicitName=relationship[f"{end}Column"])
+            for table, end in zip(tables, ("from", "to"), strict=True)
+        )
+        ends = dict(zip(("FromColumnID", "ToColumnID"), columns, strict=True))
+        metadata.update("Relationship", metadata.find("Relationship", **ends), Name=relationship["name"])
     for correction in CORRECTIONS:
-        metadata.execute(correction)
-    metadata.commit()
+        connection.execute(correction)
+    connection.commit()
 
 
-# --------------------------------------------------------------------------------------------------------- the report
-
-
-class Page(NamedTuple):
-    """A page of the report, as its PBIR files hold it."""
-
-    definition: dict[str, Any]
-    visuals: list[dict[str, Any]]  # from back to front
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def read_pages() -> list[Page]:
-    """The pages of the report, in their order."""
-    pages = REPORT_DIR / "definition" / "pages"
-    return [
-        Page(
-            read_json(pages / name / "page.json"),
-            sorted(
-                (read_json(path) for path in pages.glob(f"{name}/visuals/*/visual.json")),
-                key=lambda visual: visual["position"]["z"],
-            ),
+def write_model(metadata: Metadata, tmsl: Document) -> None:
+    """What the model says of itself, and the parameters of its queries."""
+    model_id = metadata.find("Model", Name="Model")
+    metadata.update(
+        "Model",
+        model_id,
+        Culture=tmsl["culture"],
+        SourceQueryCulture=tmsl["sourceQueryCulture"],
+        DataAccessOptions=json.dumps(tmsl["dataAccessOptions"]),
+        DefaultPowerBIDataSourceVersion=SOURCE_VERSIONS[tmsl["defaultPowerBIDataSourceVersion"]],
+        DiscourageImplicitMeasures=tmsl.get("discourageImplicitMeasures", False),
+    )
+    metadata.annotate("model", model_id, tmsl)
+    for expression in tmsl["expressions"]:
+        expression_id = metadata.insert(
+            "Expression",
+            ModelID=model_id,
+            Name=expression["name"],
+            Kind=0,  # M
+            Expression=expression["expression"],
+            Description=expression.get("description"),
+            LineageTag=expression.get("lineageTag"),
+            ModifiedTime=metadata.now,
+            # none of these; Desktop has 0 for it, never NULL
+            QueryGroupID=0,
+            ParameterValuesColumnID=0,
+            ExpressionSourceID=0,
         )
-        for name in read_json(pages / "pages.json")["pageOrder"]
-    ]
+        metadata.annotate("expression", expression_id, expression)
 
 
-def read_report_parts() -> dict[str, bytes]:
-    """The report as it goes into the container: every PBIR file and theme byte for byte, by the name of its part."""
+def write_table(metadata: Metadata, table: Document) -> None:
+    """What a table says of itself, its query, its columns and its measures."""
+    table_id = metadata.find("Table", Name=table["name"])
+    metadata.update(
+        "Table",
+        table_id,
+        Description=table.get("description"),
+        IsHidden=table.get("isHidden", False),
+        LineageTag=table.get("lineageTag"),
+    )
+    metadata.annotate("table", table_id, table)
+    (partition,) = table["partitions"]
+    query = partition["source"]["expression"]
+    metadata.update(
+        "Partition", metadata.find("Partition", TableID=table_id), Name=partition["name"], QueryDefinition=query
+    )
+    ids = {
+        each["name"]: metadata.find("Column", TableID=table_id, ExplicitName=each["name"]) for each in table["columns"]
+    }
+    for column in table["columns"]:
+        metadata.update(
+            "Column",
+            ids[column["name"]],
+            **shown_as(column),
+            SourceColumn=column["sourceColumn"],
+            SummarizeBy=SUMMARIZE_BY[column.get("summarizeBy", "default")],
+            SortByColumnID=ids.get(unquote(column.get("sortByColumn", "")), 0),
+        )
+        metadata.annotate("column", ids[column["name"]], column)
+    for measure in table.get("measures", []):
+        measure_id = metadata.find("Measure", TableID=table_id, Name=measure["name"])
+        metadata.update("Measure", measure_id, **shown_as(measure))
+        metadata.annotate("measure", measure_id, measure)
+
+
+def shown_as(document: Document) -> dict[str, object]:
+    """What columns and measures say alike of how they are shown."""
     return {
-        f"Report/{path.relative_to(REPORT_DIR).as_posix()}": path.read_bytes()
-        for folder in ("StaticResources", "definition")
-        for path in sorted((REPORT_DIR / folder).glob("**/*"))
-        if path.is_file()
+        "Description": document.get("description"),
+        "DisplayFolder": document.get("displayFolder"),
+        "FormatString": document.get("formatString"),
+        "IsHidden": document.get("isHidden", False),
+        "LineageTag": document.get("lineageTag"),
     }
 
 
 # ---------------------------------------------------------------------------------------------------------- the files
 
+CONTAINER_VERSION = "1.32"  # what Desktop writes for a report in PBIR; 1.33 it writes where TMDL scripts lie beside it
+ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the same source makes the same .pbit
+CONTENT_TYPES = (
+    '\ufeff<?xml version="1.0" encoding="utf-8"?>'
+    '<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types">'
+    '<Default Extension="json" ContentType="" />{overrides}</Types>'
+)
+JSON_PARTS = ("Settings", "Metadata")
+
 
 def write_container(path: Path, parts: dict[str, bytes]) -> None:
-    """Write a .pbix or .pbit, whole or not at all."""
+    """Write a .pbix or .pbit."""
     overrides = (
         f'<Override PartName="/{part}" ContentType="{"application/json" if part in JSON_PARTS else ""}" />'
         for part in parts
         if not part.endswith(".json")
     )
     content = {"[Content_Types].xml": CONTENT_TYPES.format(overrides="".join(overrides)).encode()} | parts
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        with zipfile.ZipFile(unfinished, "w") as archive:
-            for part, data in content.items():
-                # Desktop reads the model where it lies in the file: it is stored, all else is deflated
-                method = zipfile.ZIP_STORED if part == "DataModel" else zipfile.ZIP_DEFLATED
-                archive.writestr(zipfile.ZipInfo(part, ZIP_TIME), data, method)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for part, data in content.items():
+            # Desktop reads the model where it lies in the file: it is stored, all else is deflated
+            method = zipfile.ZIP_STORED if part == "DataModel" else zipfile.ZIP_DEFLATED
+            archive.writestr(zipfile.ZipInfo(part, ZIP_TIME), data, method)
 
 
 def utf16(document: Any) -> bytes:
@@ -389,33 +398,81 @@ def utf16(document: Any) -> bytes:
     return text.encode("utf-16-le")
 
 
-def build(rows: pd.DataFrame, model: dict[str, Any], out: Path) -> Iterator[Path]:
-    """Write all built files to `out`; each path comes when it is written."""
-    from draw_preview import draw_previews
+def check_measures(dashboard: Dashboard, largest_coin: str, is_sample: bool) -> None:
+    """Raise SourceError for a measure that the engine cannot evaluate, over all rows or for one coin.
 
-    rows = rows.join(describe_coins(rows), on="coin_id").join(find_thin_times(rows), on="timestamp")
-    rows = rows.drop(columns=["name", "symbol"])
-    tiers = [{"market_cap_tier": tier, "tier_order": order} for order, tier in enumerate(TIERS, start=1)]
-    parts = build_parts(model, {"crypto_prices": to_records(rows), "Tier": tiers})
-    data_model = parts.pop("DataModel")
-    common = {"Version": utf16(CONTAINER_VERSION)} | parts | read_report_parts()
+    The engine gives blank for some mistakes, too, such as the sum of texts. No measure is blank over the sample market;
+    over a table it may be.
+    """
+    measures = dashboard.model.measures
+    found = [dashboard.values(measures), dashboard.values(measures, {"crypto_prices.coin_id": largest_coin})]
+    for name in measures:
+        values = [each[name] for each in found]
+        if values == [None, None] and is_sample:
+            raise SourceError(f"{dashboard.model.places[name]}: measure {name} is blank over the sample market")
+        if values == [None, None]:
+            log.warning("measure %s is blank over these rows", name)
+        for value in values:
+            if isinstance(value, list):
+                raise SourceError(f"{dashboard.model.places[name]}: measure {name} gives a table, not one value")
+            if isinstance(value, int | float) != (measure_type(measures[name]) == "Double") and value is not None:
+                raise SourceError(
+                    f"{dashboard.model.places[name]}: measure {name} gives {value!r}, and its format is that of"
+                    f" a {measure_type(measures[name])}: text has none, all else has one"
+                )
 
-    dashboard = out / f"{NAME}.pbix"
-    write_container(dashboard, common | {"DataModel": data_model})
-    yield dashboard
-    write_container(out / f"{NAME}.pbit", common | {"DataModelSchema": utf16(model)})
-    yield out / f"{NAME}.pbit"
-    yield from draw_previews(dashboard, model, read_pages(), read_json(THEME), out)
+
+@contextmanager
+def timed(options: argparse.Namespace, what: str) -> Iterator[None]:
+    """Say how long something took; on a terminal, count the seconds meanwhile."""
+    begun, done = time.monotonic(), threading.Event()
+
+    def count_seconds() -> None:
+        while not done.wait(1):
+            print(f"\r{what:60}{time.monotonic() - begun:6.0f} s", end="", flush=True)
+
+    is_watched = not options.quiet and sys.stdout is not None and sys.stdout.isatty()
+    counter = threading.Thread(target=count_seconds, daemon=True)
+    if is_watched:
+        counter.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if is_watched:
+            counter.join()
+            print("\r", end="")
+    say(options, f"{what:60}{time.monotonic() - begun:6.1f} s")
 
 
-def require_packages() -> None:
-    """Raise ConfigError unless the packages that only the build needs are there."""
-    for module, package in (("pbix_mcp", "pbix-mcp"), ("matplotlib", "matplotlib")):
-        if find_spec(module) is None:
-            raise ConfigError(
-                f"the Python package {package} is missing: {sys.executable} -m pip install -r powerbi/requirements.txt,"
-                " or build by bash sql/local_mysql.sh --with powerbi/requirements.txt python powerbi/build_dashboard.py"
-            )
+def build(options: argparse.Namespace, model: Model, report: Report, tables: dict[str, pd.DataFrame]) -> None:
+    """Write the built files to the folder `options.out`: all of them, or none where one fails. `tables` is emptied."""
+    from draw_preview import draw_page
+
+    prices = tables["crypto_prices"]
+    largest_coin = prices.loc[prices["size_rank"] == 1, "coin_id"].iloc[0]
+    del prices
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=options.out) as folder:
+        dashboard_file, template_file = (Path(folder, f"{NAME}.{suffix}") for suffix in ("pbix", "pbit"))
+        with timed(options, "encoded the data model"):
+            parts = build_parts(model, tables)
+            tables.clear()  # the engine reads them from the file: once in memory is enough
+            data_model = parts.pop("DataModel")
+            common = {"Version": utf16(CONTAINER_VERSION)} | parts | report.parts
+            write_container(dashboard_file, common | {"DataModel": data_model})
+            write_container(template_file, common | {"DataModelSchema": utf16(model.tmsl)})
+        built = [dashboard_file, template_file]
+        with Dashboard(dashboard_file, model) as dashboard:
+            with timed(options, f"evaluated {len(model.measures)} measures"):
+                check_measures(dashboard, largest_coin, is_sample=not options.from_mysql)
+            for page in report.pages:
+                built.append(Path(folder, f"preview-{page.title.lower().replace(' ', '-')}.png"))
+                with timed(options, f"drew {page.title}"):
+                    draw_page(dashboard, page, report.theme).savefig(built[-1], metadata={"Software": None})
+        for path in built:
+            size = path.stat().st_size
+            path.replace(options.out / path.name)
+            say(options, f"wrote {options.out / path.name} ({size / 1e6:,.2f} MB)")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -423,34 +480,35 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser("build_dashboard.py", __doc__)
     parser.add_argument("--from-mysql", action="store_true", help="put your own table inside, not the sample market")
     parser.add_argument("--out", metavar="FOLDER", type=Path, default=SOURCE, help="write the built files there")
-    parser.add_argument("--env-file", metavar="PATH", type=Path, help="read the settings here, not in .env")
-    parser.set_defaults(quiet=False, verbose=False)
-    options = parser.parse_args(argv)
+    options = parse_options(parser, argv)
 
     def work(settings: Settings) -> int:
-        require_packages()
+        with timed(options, "read the source"):
+            model, report = read_source(MODEL_DIR, REPORT_DIR)
+        with timed(options, "read the rows"):
+            if options.from_mysql:
+                tables = embedded_tables(read_mysql_rows(settings, columns_to_read(model), history_days(model)))
+            else:
+                tables = embedded_tables(read_sample_rows())
+        times = tables["crypto_prices"]["timestamp"]
+        say(options, f"{len(times):,} rows, taken at {times.nunique():,} times")
+        if options.dry_run:
+            say(options, f"would be written to {options.out} (dry run)")
+            return 0
         try:
             options.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--out {options.out} cannot be made ({error.strerror}): name another folder") from error
-        model = read_model(MODEL_DIR)
-        columns = columns_to_read(model)
-        if options.from_mysql:
-            rows = read_mysql_rows(settings, columns, history_days(model))
-        else:
-            rows = read_sample_rows(columns)
-        print_result(f"{len(rows)} rows of {rows['timestamp'].nunique()} snapshots")
-        try:
-            for path in build(rows, model, options.out):
-                print_result(f"wrote {path}")
+            gc.disable()  # millions of small objects without a cycle: to look through them takes a third of the time
+            build(options, model, report, tables)
         except OSError as error:
             raise ConfigError(
                 f"cannot write {error.filename or options.out} ({error.strerror}): free the disk, close what has the"
                 " file open, or name another folder by --out"
             ) from error
+        finally:
+            gc.enable()
         return 0
 
-    return run_script(log, options, work, needs_database=options.from_mysql)
+    return run_script(log, options, work, options.from_mysql, "powerbi/requirements.txt")
 
 
 if __name__ == "__main__":

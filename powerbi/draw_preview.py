@@ -1,4 +1,4 @@
-"""Draw what the dashboard shows: every visual at its place, with the figures that the measures in a .pbix give.
+"""Draw what the dashboard shows: every visual of the PBIR at its place, with the figures that a .pbix gives.
 
 This is not Power BI: fonts, spacing and axes differ from its own. It serves to see the dashboard without Power BI, and
 to find what overlaps, is cut or stays blank.
@@ -6,12 +6,8 @@ to find what overlaps, is cut or stays blank.
 
 from __future__ import annotations
 
-import json
-import logging
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from matplotlib.axes import Axes
@@ -21,202 +17,22 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
-
-from segment_and_load import TIERS
+from pbix_query import Dashboard, Row, abbreviate
+from report_source import Document, Field, Page, Visual, literal, measure_of
 
 if TYPE_CHECKING:
-    from build_dashboard import Page
     from matplotlib.text import Text
 
 DPI = 100
 POINT = 96 / DPI * 0.88  # a report has 96 pixels to the inch; matplotlib's font is as much wider than Segoe UI
+LINE_HEIGHT = 1.8  # pixels of a line of text for each point of its size
 FOOTER = 28  # pixels below the page
 CREDIT = "Drawn by build_dashboard.py from the figures in the .pbix. Power BI's own rendering differs."
-UNITS = ((1e12, "T"), (1e9, "bn"), (1e6, "M"), (1e3, "K"))  # as Power BI abbreviates
-MOST_GROUPS = 1_000_000
 MOST_COINS = 12  # that a table has room for
-INK, MUTED, LINE, GRID, HEAD, PAPER = "#172033", "#4B5768", "#D9DFE8", "#E6EAF0", "#EEF2F8", "#FFFFFF"
+AXIS_POINTS = 10
+CELL = 6  # pixels at the left and right of a table's texts
 FONT = get_font(findfont("DejaVu Sans"))
 BLANK = "(Blank)"  # as Power BI calls what has no value
-PADDING, TITLE_HEIGHT, CELL = 14, 54, 6
-
-Row = dict[str, Any]  # of what a visual shows, by the name of the column or measure
-
-
-# ------------------------------------------------------------------------------------------ the figures of a dashboard
-
-
-class Field(NamedTuple):
-    """A column or measure that a visual shows."""
-
-    table: str
-    name: str
-    is_measure: bool
-    title: str
-
-
-class Dashboard:
-    """A .pbix, asked as its visuals ask it."""
-
-    def __init__(self, path: Path, model: dict[str, Any]) -> None:
-        from pbix_mcp import server
-
-        logging.getLogger("pbix_mcp").setLevel(logging.ERROR)  # it warns that many rows are slow
-        self.tools = server
-        self.path = path
-        self.alias = f"{path.stem}-{id(self)}"  # the library knows an open file by it
-        self.formats = {
-            measure["name"]: measure.get("formatString", "")
-            for table in model["model"]["tables"]
-            for measure in table.get("measures", [])
-        }
-
-    def __enter__(self) -> Dashboard:
-        self.ask("open")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.ask("close", force=True)
-
-    def ask(self, tool: str, *arguments: object, **options: object) -> Any:
-        """The answer of one of the library's tools. RuntimeError when it fails."""
-        target = (str(self.path), self.alias) if tool == "open" else (self.alias, *arguments)
-        answer = json.loads(getattr(self.tools, f"pbix_{tool}")(*target, **options))
-        if not answer["success"]:
-            raise RuntimeError(answer["message"])
-        return answer
-
-    def values(self, measures: Iterable[str], group: Row | None = None) -> Row:
-        """Measures over everything, or for one `group`: columns, as table.name, with their values."""
-        context = {column: [value] for column, value in (group or {}).items()}
-        answer = self.ask(
-            "evaluate_dax",
-            ",".join(measures),
-            filter_context=json.dumps(context) if group else "",
-            group_by=json.dumps(list(context)) if group else "",
-        )
-        return {result["name"]: result.get("value") for result in answer["results"]}
-
-    def groups(
-        self, columns: Iterable[Field], measures: Iterable[str], where: dict[str, list] | None = None
-    ) -> list[Row]:
-        """Columns and measures of each group that has one; `where` lists the values that columns may have."""
-        measures = list(measures)
-        answer = self.ask(
-            "evaluate_dax_grouped",
-            ",".join(measures),
-            ",".join(f"{column.table}.{column.name}" for column in columns),
-            filter_context=json.dumps(where or {}),
-            max_groups=MOST_GROUPS,
-        )
-        rows = [group["key"] | group["values"] for group in answer["data"]["groups"]]
-        return [row for row in rows if any(row[measure] is not None for measure in measures)]
-
-    def formatted(self, field: Field, value: Any) -> str:
-        """A value as the format of its measure writes it."""
-        return format_figure(value, self.formats[field.name]) if field.is_measure else str(value)
-
-
-def format_figure(value: Any, pattern: str) -> str:
-    r"""`value` as a format string such as \$#,0.00## or +0.00%;-0.00%;0.00% writes it; blank is nothing."""
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    sections = pattern.split(";")
-    section = sections[0 if value > 0 or len(sections) == 1 else 1 if value < 0 else 2]
-    before, digits, after = re.fullmatch(r"([^#0]*)([#,0.]+)(.*)", section.replace("\\", "")).groups()
-    decimals = digits.partition(".")[2]
-    text = f"{abs(value) * (100 if '%' in after else 1):,.{len(decimals)}f}"
-    for _ in range(decimals.count("#")):
-        text = text.removesuffix("0")
-    minus = "-" if value < 0 and len(sections) == 1 else ""
-    return f"{minus}{before}{text.removesuffix('.')}{after}"
-
-
-def abbreviate(value: float, decimals: int | None = None) -> str:
-    """USD as Power BI abbreviates them, such as $2.97T; without `decimals` with as many as it needs, at most four."""
-    unit, letters = next(((unit, letters) for unit, letters in UNITS if abs(value) >= unit), (1, ""))
-    number = f"{abs(value) / unit:,.4g}" if decimals is None else f"{abs(value) / unit:,.{decimals}f}"
-    return f"{'-' if value < 0 else ''}${number}{letters}"
-
-
-def fields(visual: dict[str, Any], role: str) -> list[Field]:
-    """What a visual shows in one of its roles."""
-    found = []
-    for projection in visual["visual"]["query"]["queryState"].get(role, {}).get("projections", []):
-        ((kind, field),) = projection["field"].items()
-        title = projection.get("displayName", field["Property"])
-        found.append(Field(field["Expression"]["SourceRef"]["Entity"], field["Property"], kind == "Measure", title))
-    return found
-
-
-def rank_filter(visual: dict[str, Any]) -> tuple[str, float, float]:
-    """The measure that a visual is filtered by, and its bounds."""
-    (each,) = visual["filterConfig"]["filters"]
-    both = each["filter"]["Where"][0]["Condition"]["And"]
-    low, high = (float(both[side]["Comparison"]["Right"]["Literal"]["Value"][:-1]) for side in ("Left", "Right"))
-    return each["field"]["Measure"]["Property"], low, high
-
-
-def ranked_rows(
-    dashboard: Dashboard, visual: dict[str, Any], label: Field, measures: list[str], sort: str
-) -> list[Row]:
-    """The coins that pass the visual's filter, with `measures`, by the measure `sort`; - before it turns the order.
-
-    They come in the order of their ranks, so the first that does not pass ends the list, and ties beyond the room there
-    is are left out: the ranks of all of a thousand coins would take the DAX engine a minute.
-    """
-    order = sort.removeprefix("-")
-    rank, low, high = rank_filter(visual)
-    shown = []
-    for row in sorted(dashboard.groups([label], [order]), key=lambda row: row[order], reverse=order == sort):
-        values = dashboard.values([rank, *measures], {f"{label.table}.{label.name}": row[label.name]})
-        if values[rank] is None or not low <= values[rank] <= high:
-            break
-        shown.append(row | values)
-        if len(shown) == MOST_COINS:
-            break
-    return shown
-
-
-# -------------------------------------------------------------------------------------------------- formatting in PBIR
-
-
-def literal(value: Any) -> Any:
-    """A property's value: text, number, truth or colour."""
-    text = value.get("solid", {}).get("color", value)["expr"]["Literal"]["Value"]
-    if text.startswith("'"):
-        return text[1:-1].replace("''", "'")
-    return text == "true" if text in ("true", "false") else float(text[:-1])
-
-
-def style(visual: dict[str, Any], group: str, name: str, otherwise: Any = None, of: str = "objects") -> Any:
-    """The property `name` that a visual has for all of its marks."""
-    for entry in visual["visual"].get(of, {}).get(group, []):
-        if "selector" not in entry and name in entry["properties"]:
-            return literal(entry["properties"][name])
-    return otherwise
-
-
-def column_styles(visual: dict[str, Any], field: Field) -> dict[str, Any]:
-    """The properties that a table has for one of its columns."""
-    entries = [entry for group in visual["visual"]["objects"].values() for entry in group]
-    found: dict[str, Any] = {}
-    for entry in entries:
-        if entry.get("selector", {}).get("metadata") == f"{field.table}.{field.name}":
-            found |= entry["properties"]
-    return found
-
-
-def tier_colours(visual: dict[str, Any]) -> dict[str, str]:
-    """The colour of each tier."""
-    return {
-        entry["selector"]["data"][0]["scopeId"]["Comparison"]["Right"]["Literal"]["Value"][1:-1]: literal(
-            entry["properties"]["fill"]
-        )
-        for entry in visual["visual"]["objects"]["dataPoint"]
-    }
 
 
 # ---------------------------------------------------------------------------------------------------------- the canvas
@@ -235,19 +51,24 @@ class Frame(NamedTuple):
 
 
 class Canvas:
-    """A page of the report, drawn upon in its own pixels."""
+    """A page of the report, drawn upon in its own pixels, in the colours of its theme."""
 
-    def __init__(self, width: float, height: float, theme: dict[str, Any], background: str) -> None:
-        self.width, self.height = width, height + FOOTER
+    def __init__(self, page: Page, theme: Document) -> None:
+        self.width, self.height = page.definition["width"], page.definition["height"] + FOOTER
         self.palette = theme["dataColors"]
-        self.figure = Figure(figsize=(width / DPI, self.height / DPI), dpi=DPI, facecolor=background)
-        self.axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(self.height, 0))
+        self.ink, self.paper = theme["foreground"], theme["background"]
+        self.muted = theme["foregroundNeutralSecondary"]
+        background = literal(page.definition["objects"]["background"][0]["properties"]["color"])
+        self.figure = Figure(figsize=(self.width / DPI, self.height / DPI), dpi=DPI, facecolor=background)
+        self.axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, self.width), ylim=(self.height, 0))
         self.axes.axis("off")
 
-    def text(self, x: float, y: float, text: str, points: float = 10, colour: str = INK, **options: Any) -> Text:
+    def text(
+        self, x: float, y: float, text: str, points: float = AXIS_POINTS, colour: str = "", **options: Any
+    ) -> Text:
         text = "".join(char for char in text if FONT.get_char_index(ord(char)))  # it has not every script
         options = {"va": "center", "parse_math": False} | options
-        return self.axes.text(x, y, text, fontsize=points * POINT, color=colour, **options)
+        return self.axes.text(x, y, text, fontsize=points * POINT, color=colour or self.ink, **options)
 
     def width_of(self, text: str, **options: Any) -> float:
         """How many pixels a text takes."""
@@ -272,7 +93,7 @@ class Canvas:
         for line, part in enumerate([first, second] if second else [first]):
             self.cut(x, y + (14 * line - 7 if second else 0), part, room, **options)
 
-    def box(self, frame: Frame, colour: str, edge: str = "none", radius: float = 0) -> None:
+    def box(self, frame: Frame, colour: Any, edge: str = "none", radius: float = 0) -> None:
         if radius:
             shape = FancyBboxPatch(frame[:2], *frame[2:], boxstyle=f"round,pad=0,rounding_size={radius}")
         else:
@@ -280,13 +101,17 @@ class Canvas:
         shape.set(facecolor=colour, edgecolor=edge, linewidth=0.8)
         self.axes.add_patch(shape)
 
+    def rule(self, x: float, y: float, width: float, colour: str) -> None:
+        """A thin line across."""
+        self.axes.plot([x, x + width], [y, y], color=colour, linewidth=0.8)
+
     def chart(self, frame: Frame) -> Axes:
         """Axes for a chart whose plot fills `frame`."""
         bounds = frame.x, self.height - frame.y - frame.height, frame.width, frame.height
         width, height = self.width, self.height
         axes = self.figure.add_axes((bounds[0] / width, bounds[1] / height, bounds[2] / width, bounds[3] / height))
         axes.set_facecolor("none")
-        axes.tick_params(length=0, labelsize=10 * POINT, labelcolor=MUTED)
+        axes.tick_params(length=0, labelsize=AXIS_POINTS * POINT, labelcolor=self.muted)
         axes.spines[:].set_visible(False)
         return axes
 
@@ -295,70 +120,134 @@ class Canvas:
         x = frame.x
         for name, colour in colours.items():
             self.axes.plot([x + 5], [frame.y + 8], marker="o", markersize=7, color=colour)
-            drawn = self.text(x + 15, frame.y + 8, name, colour=MUTED)
+            drawn = self.text(x + 15, frame.y + 8, name, colour=self.muted)
             x += drawn.get_window_extent().width + 34
 
 
-def draw_container(canvas: Canvas, visual: dict[str, Any]) -> Frame:
+def draw_container(canvas: Canvas, visual: Visual) -> Frame:
     """Draw a visual's background, border and titles; what is left of it for its figures is returned."""
-    position = visual["position"]
+    position = visual.document["position"]
     frame = Frame(position["x"], position["y"], position["width"], position["height"])
-    background = style(visual, "background", "color", PAPER, of="visualContainerObjects")
-    if not style(visual, "border", "show", True, of="visualContainerObjects"):
-        canvas.box(frame, background)
-        return frame
-    canvas.box(frame, background, edge=LINE, radius=8)
-    for name, y, options in (("title", 20, {"points": 12, "weight": "bold"}), ("subTitle", 40, {"colour": MUTED})):
-        text = style(visual, name, "text", "", of="visualContainerObjects")
-        canvas.cut(frame.x + PADDING, frame.y + y, text, frame.width - 2 * PADDING, **options)
-    return frame.inner(PADDING, TITLE_HEIGHT, PADDING, PADDING)
+    has_border = visual.container("border", "show", False)
+    canvas.box(
+        frame,
+        visual.container("background", "color", canvas.paper),
+        visual.container("border", "color", canvas.muted) if has_border else "none",
+        visual.container("border", "radius", 0) if has_border else 0,
+    )
+    left, top, right, bottom = (visual.container("padding", side, 5) for side in ("left", "top", "right", "bottom"))
+    titles = 0
+    for group, weight in (("title", "bold"), ("subTitle", "normal")):
+        text = visual.container(group, "text", "")
+        if not text or not visual.container(group, "show", group == "title"):
+            continue
+        points, colour = visual.container(group, "fontSize", 12), visual.container(group, "fontColor", canvas.ink)
+        y = frame.y + top + titles + LINE_HEIGHT * points / 2
+        canvas.cut(
+            frame.x + left,
+            y,
+            text,
+            frame.width - left - right,
+            points=points,
+            colour=colour or canvas.ink,
+            weight=weight,
+        )
+        titles += LINE_HEIGHT * points
+    return frame.inner(left, top + titles + (6 if titles else 0), right, bottom)
+
+
+# ------------------------------------------------------------------------------------------------ what a visual shows
+
+
+def in_order(dashboard: Dashboard, field: Field) -> list[Any]:
+    """The values of a column in the order in which Power BI lists them: that of the column it is sorted by."""
+    columns = {column["name"]: column for column in dashboard.model.tables[field.table]["columns"]}
+    by = columns[field.name].get("sortByColumn", field.name)
+    rows = [row for row in dashboard.rows(field.table, [field.name, by]) if row[0] is not None]
+    return [row[0] for row in sorted(rows, key=lambda row: (row[-1] is None, row[-1]))]
+
+
+def by_category(dashboard: Dashboard, category: Field, measures: list[str]) -> dict[str, Row]:
+    """Measures by the values of a column, in its order; rows without a value come last."""
+    rows = {row[category.name]: row for row in dashboard.groups([category], measures)}
+    named = {value: rows[value] for value in in_order(dashboard, category) if value in rows}
+    return named | ({BLANK: rows[None]} if None in rows else {})
+
+
+def largest_coins(dashboard: Dashboard, field: Field) -> list[str]:
+    """The labels of the coins, the largest first, those without a size last."""
+    coins = dashboard.rows(field.table, [field.name, "size_rank"])
+    return [coin for coin, _ in sorted(coins, key=lambda row: (row[1] is None, row[1], row[0]))]
+
+
+def passing_rows(dashboard: Dashboard, visual: Visual, label: Field, measures: list[str]) -> list[Row]:
+    """The rows that pass the visual's filter, with `measures`, in the visual's order, as many as it has room for.
+
+    The rows that pass follow one another, since the visual is sorted by the figure that its filter ranks: the first
+    that does not pass after one that does ends them. To rank each of 17,000 coins would take minutes.
+    """
+    order, descending = visual.sort
+    rank, low, high = visual.bounds
+    shown: list[Row] = []
+    for row in sorted(dashboard.groups([label], [order]), key=lambda row: row[order], reverse=descending):
+        values = dashboard.values([rank, *measures], {label.column: row[label.name]})
+        if values[rank] is not None and low <= values[rank] <= high:
+            shown.append(row | values)
+        elif shown:
+            break
+        if len(shown) == MOST_COINS:
+            break
+    return shown
+
+
+def series_colours(visual: Visual) -> dict[str, str]:
+    """The colour of each value of a series or category that the visual gives one."""
+    return {
+        entry["selector"]["data"][0]["scopeId"]["Comparison"]["Right"]["Literal"]["Value"][1:-1]: literal(
+            entry["properties"]["fill"]
+        )
+        for entry in visual.entries("dataPoint")
+        if "data" in entry.get("selector", {})
+    }
 
 
 # --------------------------------------------------------------------------------------------------------- the visuals
 
 
-def draw_textbox(canvas: Canvas, frame: Frame, visual: dict[str, Any], _: Dashboard) -> None:
-    run = visual["visual"]["objects"]["general"][0]["properties"]["paragraphs"][0]["textRuns"][0]
+def draw_textbox(canvas: Canvas, frame: Frame, visual: Visual, _: Dashboard) -> None:
+    run = visual.entries("general")[0]["properties"]["paragraphs"][0]["textRuns"][0]
     look = run["textStyle"]
-    points = float(look["fontSize"].removesuffix("pt"))
-    weight = look["fontWeight"]
-    canvas.text(frame.x + PADDING, frame.y + frame.height / 2, run["value"], points, look["color"], weight=weight)
+    points, weight = float(look["fontSize"].removesuffix("pt")), look.get("fontWeight", "normal")
+    canvas.text(frame.x + 14, frame.y + frame.height / 2, run["value"], points, look["color"], weight=weight)
 
 
-def draw_card(canvas: Canvas, frame: Frame, visual: dict[str, Any], dashboard: Dashboard) -> None:
-    (field,) = fields(visual, "Values")
+def draw_card(canvas: Canvas, frame: Frame, visual: Visual, dashboard: Dashboard) -> None:
+    field = visual.field("Values")
     value = dashboard.values([field.name])[field.name]
     if value is None:
         text = BLANK
-    elif style(visual, "labels", "labelDisplayUnits") == 0:  # automatic
-        text = abbreviate(value, int(style(visual, "labels", "labelPrecision")))
+    elif visual.style("labels", "labelDisplayUnits") == 0:  # automatic
+        text = abbreviate(value, int(visual.style("labels", "labelPrecision")))
     else:
         text = dashboard.formatted(field, value)
-    points, colour = style(visual, "labels", "fontSize"), style(visual, "labels", "color")
+    points, colour = visual.style("labels", "fontSize", 26), visual.style("labels", "color", canvas.ink)
     canvas.text(frame.x + frame.width / 2, frame.y + frame.height / 2, text, points, colour, ha="center")
 
 
-def by_tier(dashboard: Dashboard, category: Field, measures: list[str]) -> dict[str, Row]:
-    """Measures by tier, in the order of the tiers; rows without one of them come last."""
-    rows = {row[category.name]: row for row in dashboard.groups([category], measures)}
-    named = {tier: rows[tier] for tier in TIERS if tier in rows}
-    return named | ({BLANK: rows[None]} if None in rows else {})
-
-
-def draw_bars(canvas: Canvas, frame: Frame, visual: dict[str, Any], dashboard: Dashboard) -> None:
-    (category,), (field,) = fields(visual, "Category"), fields(visual, "Y")
-    fill = visual["visual"]["objects"]["dataPoint"][0]["properties"]["fill"]
-    by_measure = fill["solid"]["color"]["expr"].get("Measure", {}).get("Property")
-    rows = by_tier(dashboard, category, [field.name, *([by_measure] if by_measure else [])])
-    tiers = [tier for tier, row in rows.items() if row[field.name] is not None]
-    if not tiers:
+def draw_bars(canvas: Canvas, frame: Frame, visual: Visual, dashboard: Dashboard) -> None:
+    category, field = visual.field("Category"), visual.field("Y")
+    fill = visual.entries("dataPoint")[0]["properties"]["fill"]
+    by_measure = measure_of(fill)
+    rows = by_category(dashboard, category, [field.name, *([by_measure] if by_measure else [])])
+    names = [name for name, row in rows.items() if row[field.name] is not None]
+    if not names:
         return
-    values = [rows[tier][field.name] for tier in tiers]
-    colours = [rows[tier][by_measure] if by_measure else literal(fill) for tier in tiers]
+    values = [rows[name][field.name] for name in names]
+    colours = [rows[name][by_measure] if by_measure else literal(fill) for name in names]
     axes = canvas.chart(frame.inner(left=112))
-    bars = axes.barh(tiers, values, color=colours, height=0.62)
+    bars = axes.barh(names, values, color=colours, height=0.62)
     labels = [dashboard.formatted(field, value) for value in values]
-    axes.bar_label(bars, labels, padding=4, fontsize=10 * POINT, color=INK, parse_math=False)
+    axes.bar_label(bars, labels, padding=4, fontsize=AXIS_POINTS * POINT, color=canvas.ink, parse_math=False)
     # room for the labels beyond the longest bars, by side
     room = {False: 0.0, True: 0.0}
     for value, label in zip(values, labels, strict=True):
@@ -367,137 +256,194 @@ def draw_bars(canvas: Canvas, frame: Frame, visual: dict[str, Any], dashboard: D
     scale = (high - low or 1) / (frame.width - 112 - sum(room.values()))
     axes.set_xlim(low - room[True] * scale, high + room[False] * scale)
     axes.invert_yaxis()
-    axes.axvline(0, color=LINE, linewidth=1)
+    axes.axvline(0, color=visual.container("border", "color"), linewidth=1)
     axes.set_xticks([])
 
 
-def draw_donut(canvas: Canvas, frame: Frame, visual: dict[str, Any], dashboard: Dashboard) -> None:
-    (category,), (field,) = fields(visual, "Category"), fields(visual, "Y")
-    shares = {tier: row[field.name] for tier, row in by_tier(dashboard, category, [field.name]).items()}
-    shares = {tier: share for tier, share in shares.items() if share > 0}
+def draw_donut(canvas: Canvas, frame: Frame, visual: Visual, dashboard: Dashboard) -> None:
+    category, field = visual.field("Category"), visual.field("Y")
+    shares = {name: row[field.name] for name, row in by_category(dashboard, category, [field.name]).items()}
+    shares = {name: share for name, share in shares.items() if share > 0}
     if not shares:
         return
-    colours = tier_colours(visual) | {BLANK: LINE}
-    decimals = int(style(visual, "labels", "percentageLabelPrecision", 1))
-    ring = 1 - style(visual, "slices", "innerRadiusRatio", 60) / 100
+    colours = series_colours(visual) | {BLANK: canvas.muted}
+    decimals = int(visual.style("labels", "percentageLabelPrecision", 1))
+    ring = 1 - visual.style("slices", "innerRadiusRatio", 60) / 100
     axes = canvas.chart(frame.inner(bottom=66))
     axes.pie(
         shares.values(),
-        colors=[colours[tier] for tier in shares],
+        colors=[colours[name] for name in shares],
         startangle=90,
         counterclock=False,
-        wedgeprops={"width": ring, "edgecolor": PAPER},
+        wedgeprops={"width": ring, "edgecolor": canvas.paper},
     )
-    for position, (tier, share) in enumerate(shares.items()):
+    for position, (name, share) in enumerate(shares.items()):
         x = frame.x + position % 2 * frame.width / 2
         y = frame.y + frame.height - 46 + position // 2 * 24
-        text = f"{tier}  {share / sum(shares.values()):.{decimals}%}"
-        canvas.legend(Frame(x, y, 0, 0), {text: colours[tier]})
+        text = f"{name}  {share / sum(shares.values()):.{decimals}%}"
+        canvas.legend(Frame(x, y, 0, 0), {text: colours[name]})
 
 
-def draw_table(canvas: Canvas, frame: Frame, visual: dict[str, Any], dashboard: Dashboard) -> None:
-    columns = fields(visual, "Values")
-    (label,) = (column for column in columns if not column.is_measure)
-    (sort,) = visual["visual"]["query"]["sortDefinition"]["sort"]
-    order = ("-" if sort["direction"] == "Ascending" else "") + sort["field"]["Measure"]["Property"]
-    styles = {column: column_styles(visual, column) for column in columns}
-    inputs = [
-        each["fontColor"]["solid"]["color"]["expr"]["Measure"]["Property"]
-        for each in styles.values()
-        if "fontColor" in each
-    ]
-    measures = [column.name for column in columns if column.is_measure]
-    rows = ranked_rows(dashboard, visual, label, measures + inputs, order)
+class Column(NamedTuple):
+    """A column of a table: what it shows, its texts from the title down, and how it looks."""
 
-    cells = [[dashboard.formatted(column, row[column.name]) for column in columns] for row in rows]
-    widths = [
-        max(canvas.width_of(column.title, weight="bold"), *(canvas.width_of(text) for text in texts), 0) + 2 * CELL
-        for column, *texts in zip(columns, *cells, strict=True)
-    ]
-    at_label = columns.index(label)
-    widths[at_label] += frame.width - sum(widths)
-    lefts = [frame.x + sum(widths[:position]) for position in range(len(widths))]
-    height = 20 + 2 * style(visual, "grid", "rowPadding", 3)
-    write = canvas.wrap if style(visual, "values", "wordWrap") else canvas.cut
-    canvas.box(Frame(frame.x, frame.y, frame.width, height), HEAD)
-    for position, column in enumerate(columns):
-        look, left, width = styles[column], lefts[position], widths[position]
-        alignment = (
-            literal(look["alignment"]).lower() if "alignment" in look else "left" if column == label else "right"
+    field: Field
+    figures: list[Any]
+    texts: list[str]
+    look: Document  # the properties that the table has for this column alone
+    colours: list[str | None]  # of the texts below the title
+
+
+def table_columns(visual: Visual, dashboard: Dashboard) -> list[Column]:
+    """The columns of a table with the rows that pass its filter."""
+    fields = visual.fields("Values")
+    labels = [field for field in fields if not field.is_measure]
+    if len(labels) != 1:
+        raise visual.error(f"wanted one column beside the measures in Values, found {len(labels)}")
+    looks = {field: column_look(visual, field) for field in fields}
+    colour_measures = {field: measure_of(look["fontColor"]) for field, look in looks.items() if "fontColor" in look}
+    measures = [field.name for field in fields if field.is_measure]
+    rows = passing_rows(dashboard, visual, labels[0], [*measures, *filter(None, colour_measures.values())])
+    return [
+        Column(
+            field,
+            [row[field.name] for row in rows],
+            [field.title, *(dashboard.formatted(field, row[field.name]) for row in rows)],
+            looks[field],
+            [row.get(colour_measures.get(field)) for row in rows],
         )
-        figures = [row[column.name] for row in rows]
-        for line, text in enumerate([column.title, *(cell[position] for cell in cells)]):
-            y = frame.y + line * height
-            options: dict[str, Any] = {"ha": alignment, "weight": "normal" if line else "bold"}
-            if line:
-                row, figure = rows[line - 1], figures[line - 1]
-                if "backColor" in look:
-                    stops = look["backColor"]["solid"]["color"]["expr"]["FillRule"]["FillRule"]["linearGradient2"]
-                    colour = gradient(stops, figures, figure)
-                    canvas.box(Frame(left + 2, y + 1, width - 4, height - 2), colour)
-                if "dataBars" in look and figure and figure > 0:
-                    bar = (width - 4) * figure / max(figures)
-                    canvas.box(Frame(left + 2, y + 3, bar, height - 6), literal(look["dataBars"]["positiveColor"]))
-                if "fontColor" in look:
-                    options["colour"] = row[look["fontColor"]["solid"]["color"]["expr"]["Measure"]["Property"]]
-            x = {"left": left + CELL, "center": left + width / 2, "right": left + width - CELL}[alignment]
-            write(x, y + height / 2, text, width - 2 * CELL + 1, **options)
-    for line in range(1, len(rows) + 1):
-        y = frame.y + line * height
-        canvas.axes.plot([frame.x, frame.x + frame.width], [y, y], color=GRID, linewidth=0.8)
+        for field in fields
+    ]
 
 
-def gradient(stops: dict[str, Any], figures: list[float | None], figure: float | None) -> tuple[float, ...]:
+def column_look(visual: Visual, field: Field) -> Document:
+    """The properties that a table has for one of its columns."""
+    found: Document = {}
+    for group in visual.document["visual"]["objects"]:
+        for entry in visual.entries(group):
+            if entry.get("selector", {}).get("metadata") == field.column:
+                found |= entry["properties"]
+    return found
+
+
+def draw_table(canvas: Canvas, frame: Frame, visual: Visual, dashboard: Dashboard) -> None:
+    columns = table_columns(visual, dashboard)
+    widths = [
+        max(canvas.width_of(column.texts[0], weight="bold"), *map(canvas.width_of, column.texts[1:]), 0) + 2 * CELL
+        for column in columns
+    ]
+    at_label = next(place for place, column in enumerate(columns) if not column.field.is_measure)
+    widths[at_label] += frame.width - sum(widths)
+    height = 20 + 2 * visual.style("grid", "rowPadding", 3)
+    canvas.box(Frame(frame.x, frame.y, frame.width, height), visual.style("columnHeaders", "backColor", canvas.paper))
+    write = canvas.wrap if visual.style("values", "wordWrap", False) else canvas.cut
+    for place, column in enumerate(columns):
+        left = frame.x + sum(widths[:place])
+        draw_column(canvas, Frame(left, frame.y, widths[place], height), column, write)
+    for line in range(1, len(columns[0].texts)):
+        canvas.rule(frame.x, frame.y + line * height, frame.width, visual.style("grid", "gridHorizontalColor"))
+
+
+def draw_column(canvas: Canvas, cell: Frame, column: Column, write: Callable[..., None]) -> None:
+    """One column of a table; `cell` is its uppermost cell."""
+    look = column.look
+    standard = "right" if column.field.is_measure else "left"
+    alignment = literal(look["alignment"]).lower() if "alignment" in look else standard
+    x = {"left": cell.x + CELL, "center": cell.x + cell.width / 2, "right": cell.x + cell.width - CELL}[alignment]
+    for line, text in enumerate(column.texts):
+        y = cell.y + line * cell.height
+        options: dict[str, Any] = {"ha": alignment, "weight": "normal" if line else "bold"}
+        if line:
+            fill_cell(canvas, cell._replace(y=y), column, column.figures[line - 1])
+            options["colour"] = column.colours[line - 1] or ""
+        write(x, y + cell.height / 2, text, cell.width - 2 * CELL + 1, **options)
+
+
+def fill_cell(canvas: Canvas, cell: Frame, column: Column, figure: float | None) -> None:
+    """The shade and the bar behind a figure."""
+    if "backColor" in column.look:
+        stops = column.look["backColor"]["solid"]["color"]["expr"]["FillRule"]["FillRule"]["linearGradient2"]
+        canvas.box(cell.inner(2, 1, 2, 1), gradient(stops, column.figures, figure))
+    if "dataBars" in column.look and figure and figure > 0:
+        width = (cell.width - 4) * figure / max(filter(None, column.figures))
+        colour = literal(column.look["dataBars"]["positiveColor"])
+        canvas.box(Frame(cell.x + 2, cell.y + 3, width, cell.height - 6), colour)
+
+
+def gradient(stops: Document, figures: list[float | None], figure: float | None) -> tuple[float, ...]:
     """The colour of a figure between the smallest and the largest; blank counts as zero."""
     known = [each or 0 for each in figures]
     low, high = min(known), max(known)
-    colours = [stops[end]["color"]["Literal"]["Value"].strip("'") for end in ("min", "max")]
+    colours = [literal({"expr": stops[end]["color"]}) for end in ("min", "max")]
     return LinearSegmentedColormap.from_list("", colours)(((figure or 0) - low) / ((high - low) or 1))
 
 
-def draw_lines(canvas: Canvas, frame: Frame, visual: dict[str, Any], dashboard: Dashboard) -> None:
-    (time,), (field,) = fields(visual, "Category"), fields(visual, "Y")
-    (series,) = fields(visual, "Series") or [None]
-    lines: dict[str, list[Row]] = {}
-    if series is None:
-        colours = {"": style(visual, "dataPoint", "fill")}
-        lines[""] = dashboard.groups([time], [field.name])
-    elif series.table == "Tier":
-        colours = tier_colours(visual)
-        for tier in TIERS:
-            lines[tier] = dashboard.groups([time], [field.name], {f"{series.table}.{series.name}": [tier]})
-    else:
-        column = f"{series.table}.{series.name}"
-        colours = {}
-        coins = dashboard.groups([series], ["Total Market Cap"])
-        for coin in sorted(coins, key=lambda row: row["Total Market Cap"], reverse=True):
-            name = coin[series.name]
-            # none is picked, so the largest are drawn: the first that is not ends the list
-            if (
-                len(colours) == len(canvas.palette)
-                or dashboard.values([field.name], {column: name})[field.name] is None
-            ):
+class Line(NamedTuple):
+    """A line of a chart: its name in the legend, its colour, and its points (time, figure) in order."""
+
+    name: str
+    colour: str
+    points: list[tuple[datetime, float]]
+
+
+def read_points(dashboard: Dashboard, time: Field, measure: str, where: dict[str, list] | None = None) -> list:
+    rows = dashboard.groups([time], [measure], where)
+    return sorted((datetime.fromisoformat(row[time.name]), row[measure]) for row in rows)
+
+
+def chart_lines(canvas: Canvas, visual: Visual, dashboard: Dashboard) -> list[Line]:
+    """The lines of a line chart: one, or one for each value of its series that has a figure."""
+    time, field = visual.field("Category"), visual.field("Y")
+    if not visual.fields("Series"):
+        return [Line("", visual.style("dataPoint", "fill"), read_points(dashboard, time, field.name))]
+    series = visual.field("Series")
+    colours = series_colours(visual)
+    if colours:
+        names = in_order(dashboard, series)
+    else:  # too many to draw: the largest, up to the first that the measure leaves out
+        names = []
+        for name in largest_coins(dashboard, series)[: len(canvas.palette)]:
+            if dashboard.values([field.name], {series.column: name})[field.name] is None:
                 break
-            colours[name] = canvas.palette[len(colours)]
-            lines[name] = dashboard.groups([time], [field.name], {column: [name]})
-    is_logarithmic = style(visual, "valueAxis", "logAxisScale", False)
-    if is_logarithmic:  # which has no place for zero
-        lines = {name: [row for row in rows if row[field.name] > 0] for name, rows in lines.items()}
-    lines = {name: rows for name, rows in lines.items() if rows}
-    if series:
-        canvas.legend(frame, {name: colours[name] for name in lines})
-    axes = canvas.chart(frame.inner(left=64, top=30 if series else 4, bottom=24))
-    for name, rows in lines.items():
-        points = sorted((datetime.fromisoformat(row[time.name]), row[field.name]) for row in rows)
-        marker = "o" if len(points) == 1 else ""
-        axes.plot(*zip(*points, strict=True), color=colours[name], linewidth=2.4, marker=marker)
-    if axes.lines and all(len(line.get_xdata()) == 1 for line in axes.lines):
-        axes.set_xlim(points[0][0] - timedelta(hours=12), points[0][0] + timedelta(hours=12))
-    axes.grid(axis="y", color=GRID)
+            colours[name] = canvas.palette[len(names)]
+            names.append(name)
+    lines = [
+        Line(name, colours[name], read_points(dashboard, time, field.name, {series.column: [name]})) for name in names
+    ]
+    return [line for line in lines if line.points]
+
+
+def above_zero(lines: list[Line]) -> list[Line]:
+    """The lines without the points that a logarithmic scale has no place for."""
+    positive = [line._replace(points=[point for point in line.points if point[1] > 0]) for line in lines]
+    return [line for line in positive if line.points]
+
+
+def draw_lines(canvas: Canvas, frame: Frame, visual: Visual, dashboard: Dashboard) -> None:
+    is_logarithmic = visual.style("valueAxis", "logAxisScale", False)
+    lines = chart_lines(canvas, visual, dashboard)
+    if is_logarithmic:
+        lines = above_zero(lines)
+    has_legend = any(line.name for line in lines)
+    if has_legend:
+        canvas.legend(frame, {line.name: line.colour for line in lines})
+    axes = canvas.chart(frame.inner(left=64, top=30 if has_legend else 4, bottom=30))
+    for line in lines:
+        marker = "o" if len(line.points) == 1 else ""
+        axes.plot(*zip(*line.points, strict=True), color=line.colour, linewidth=2.4, marker=marker)
+    times = {time for line in lines for time, _ in line.points}
+    if len(times) == 1:
+        axes.set_xlim(*(time + timedelta(hours=hours) for time in times for hours in (-12, 12)))
+    axes.grid(axis="y", color=visual.style("valueAxis", "gridlineColor"))
+    scale_axes(canvas, axes, is_logarithmic)
+
+
+def scale_axes(canvas: Canvas, axes: Axes, is_logarithmic: bool) -> None:
+    """Dates along the bottom, USD up the side."""
     locator = AutoDateLocator(maxticks=9)
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-    axes.xaxis.get_offset_text().set(color=MUTED, fontsize=10 * POINT)
+    axes.xaxis.get_offset_text().set(color=canvas.muted, fontsize=AXIS_POINTS * POINT)
     if is_logarithmic:
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -505,20 +451,21 @@ def draw_lines(canvas: Canvas, frame: Frame, visual: dict[str, Any], dashboard: 
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: abbreviate(value)))
 
 
-def draw_slicer(canvas: Canvas, frame: Frame, visual: dict[str, Any], dashboard: Dashboard) -> None:
-    (field,) = fields(visual, "Values")
-    names = sorted(row[field.name] for row in dashboard.groups([field], ["Price (trend)"]))
-    canvas.box(Frame(frame.x, frame.y, frame.width, 28), PAPER, edge=LINE, radius=4)
-    canvas.text(frame.x + 12, frame.y + 14, "Search", colour=MUTED)
+def draw_slicer(canvas: Canvas, frame: Frame, visual: Visual, dashboard: Dashboard) -> None:
+    field = visual.field("Values")
+    edge = visual.container("border", "color")
+    canvas.box(Frame(frame.x, frame.y, frame.width, 28), canvas.paper, edge=edge, radius=4)
+    canvas.text(frame.x + 12, frame.y + 14, "Search", colour=canvas.muted)
+    names = in_order(dashboard, field)
     for line, name in enumerate(names[: int((frame.height - 36) // 25)]):
         y = frame.y + 50 + line * 25
-        canvas.box(Frame(frame.x + 2, y - 6, 12, 12), PAPER, edge=MUTED)
+        canvas.box(Frame(frame.x + 2, y - 6, 12, 12), canvas.paper, edge=canvas.muted)
         canvas.cut(frame.x + 24, y, name, frame.width - 40)
 
 
-def draw_unknown(canvas: Canvas, frame: Frame, visual: dict[str, Any], _: Dashboard) -> None:
-    kind = visual["visual"]["visualType"]
-    canvas.text(frame.x + frame.width / 2, frame.y + frame.height / 2, f"{kind}: see it in Power BI", ha="center")
+def draw_unknown(canvas: Canvas, frame: Frame, visual: Visual, _: Dashboard) -> None:
+    text = f"{visual.kind}: see it in Power BI"
+    canvas.text(frame.x + frame.width / 2, frame.y + frame.height / 2, text, ha="center")
 
 
 DRAW = {
@@ -532,24 +479,14 @@ DRAW = {
 }
 
 
-def draw_previews(
-    path: Path, model: dict[str, Any], pages: list[Page], theme: dict[str, Any], out: Path
-) -> Iterator[Path]:
-    """Draw each page of the .pbix at `path` into `out`; each picture's path comes when it is written."""
-    with Dashboard(path, model) as dashboard:
-        for page in pages:
-            picture = out / f"preview-{page.definition['displayName'].lower().replace(' ', '-')}.png"
-            draw_page(dashboard, page, theme).savefig(picture, metadata={"Software": None})
-            yield picture
-
-
-def draw_page(dashboard: Dashboard, page: Page, theme: dict[str, Any]) -> Figure:
+def draw_page(dashboard: Dashboard, page: Page, theme: Document) -> Figure:
     """The picture of one page."""
-    definition, visuals = page
-    background = literal(definition["objects"]["background"][0]["properties"]["color"])
-    canvas = Canvas(definition["width"], definition["height"], theme, background)
-    for visual in visuals:
-        draw = DRAW.get(visual["visual"]["visualType"], draw_unknown)
-        draw(canvas, draw_container(canvas, visual), visual, dashboard)
-    canvas.text(24, definition["height"] + FOOTER / 2, CREDIT, colour=MUTED)
+    canvas = Canvas(page, theme)
+    for visual in page.visuals:
+        draw = DRAW.get(visual.kind, draw_unknown)
+        try:
+            draw(canvas, draw_container(canvas, visual), visual, dashboard)
+        except (KeyError, IndexError) as error:  # a part of the JSON is not there, or is another
+            raise visual.error(f"it cannot be drawn, {error!r} is missing") from error
+    canvas.text(24, page.definition["height"] + FOOTER / 2, CREDIT, colour=canvas.muted)
     return canvas.figure

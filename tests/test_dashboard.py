@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -17,35 +18,24 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from build_dashboard import (
-    ADDED,
-    AROUND,
-    MODEL_DIR,
-    NAME,
-    SOURCE,
-    THEME,
-    find_thin_times,
-    history_days,
-    read_json,
-    read_model,
-    read_pages,
-)
-from draw_preview import Dashboard, Field, draw_page, format_figure, rank_filter
+from build_dashboard import AROUND, MODEL_DIR, NAME, REPORT_DIR, SOURCE, find_thin_times, history_days
+from check_source import read_source
+from draw_preview import draw_page
 from matplotlib import image
 from pbix_mcp.formats.abf_rebuild import read_metadata_sqlite
 from pbix_mcp.formats.datamodel_roundtrip import decompress_datamodel
 from pbix_mcp.formats.model_reader import ModelReader
+from pbix_query import Dashboard, format_figure
+from report_source import Field, SourceError
 
 from segment_and_load import TIERS
 from tests.conftest import SETTING_PREFIXES, Database
 
-MODEL = read_model(MODEL_DIR)
-TABLES = {table["name"]: table for table in MODEL["model"]["tables"]}
-MEASURES = {measure["name"]: measure for measure in TABLES["crypto_prices"]["measures"]}
+MODEL, REPORT = read_source(MODEL_DIR, REPORT_DIR)
+TABLES, MEASURES = MODEL.tables, MODEL.measures
 COLUMNS = {column["name"]: column for column in TABLES["crypto_prices"]["columns"]}
 (MAIN_QUERY,) = (partition["source"]["expression"] for partition in TABLES["crypto_prices"]["partitions"])
-PAGES = read_pages()
-VISUALS = {visual["name"]: visual for page in PAGES for visual in page.visuals}
+VISUALS = {visual.document["name"]: visual for page in REPORT.pages for visual in page.visuals}
 COIN_ID, COIN, TIME, TIER = (
     Field(table, name, False, name)
     for table, name in (
@@ -365,14 +355,12 @@ def test_a_rank_is_that_of_sql(awkward: Market, measure: str, field: Field):
 
 def shown_coins(market: Market, name: str) -> list[str]:
     """The ids of the coins that a table shows, in its order."""
-    visual = VISUALS[name]
-    rank, low, high = rank_filter(visual)
-    (sort,) = visual["visual"]["query"]["sortDefinition"]["sort"]
-    order = sort["field"]["Measure"]["Property"]
+    rank, low, high = VISUALS[name].bounds
+    order, descending = VISUALS[name].sort
     rows = market.dashboard.groups([COIN_ID], [rank, order])
     shown = [row for row in rows if row[rank] is not None and low <= row[rank] <= high]
     shown.sort(key=lambda row: row["coin_id"])
-    shown.sort(key=lambda row: row[order], reverse=sort["direction"] == "Descending")
+    shown.sort(key=lambda row: row[order], reverse=descending)
     return [row["coin_id"] for row in shown]
 
 
@@ -603,9 +591,9 @@ def test_days_of_history_never_enter_the_cards_the_tables_or_a_label(backfilled:
 
 
 def test_the_picture_of_the_trends_shows_the_kept_times_and_says_how_many_are_not(backfilled: Market):
-    (page,) = (page for page in PAGES if page.definition["displayName"] == "Market Trends")
+    (page,) = (page for page in REPORT.pages if page.title == "Market Trends")
 
-    picture = draw_page(backfilled.dashboard, page, read_json(THEME))
+    picture = draw_page(backfilled.dashboard, page, REPORT.theme)
 
     lines = [set(line.get_xdata()) for axes in picture.axes[1:] for line in axes.lines if len(line.get_xdata()) > 2]
     kept = {time for (time,) in backfilled.sql(KEPT)}
@@ -680,7 +668,7 @@ def test_the_query_filters_and_picks_columns_at_the_source_before_any_step_of_it
 
     assert "Table.SelectRows(Prices, each [timestamp] <= Latest)" in at_the_source
     assert "Table.SelectRows(Whole, each [timestamp] > Latest - #duration(HistoryDays, 0, 0, 0))" in at_the_source
-    assert set(re.findall(r'"(\w+)"', picked)) == set(COLUMNS) - set(ADDED)
+    assert set(re.findall(r'"(\w+)"', picked)) == set(COLUMNS) - {"coin", "size_rank", "is_thin"}
     assert "Value.NativeQuery" not in MAIN_QUERY
 
 
@@ -723,13 +711,13 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_text_stands_out_from_what_is_behind_it():
-    theme = read_json(THEME)
+    theme = REPORT.theme
     styles = theme["visualStyles"]["*"]["*"]
     texts = {theme["foreground"], *(each["color"] for each in theme["textClasses"].values())}
     texts |= {styles[name][0]["fontColor"]["solid"]["color"] for name in ("title", "subTitle")}
     texts |= {styles[name][0]["labelColor"]["solid"]["color"] for name in ("categoryAxis", "valueAxis", "legend")}
     texts |= set(re.findall(r'"(#\w{6})"', MEASURES["Change Colour"]["expression"]))
-    table = json.dumps(VISUALS["table-volume"])
+    table = json.dumps(VISUALS["table-volume"].document)
     shades = re.findall(r"'(#\w{6})'", table)
 
     assert len(texts) >= 4 and len(shades) >= 4
@@ -738,14 +726,14 @@ def test_text_stands_out_from_what_is_behind_it():
     for shade in shades:  # behind the figures, but for the line between them
         assert contrast(theme["foreground"], shade) >= 4.5, shade
     for name, text in (("header-title", "#FFFFFF"), ("header-as-of", "#FFFFFF"), ("header-trend-note", "#4B5768")):
-        header, _, behind = json.dumps(VISUALS[name]).partition('"background"')
+        header, _, behind = json.dumps(VISUALS[name].document).partition('"background"')
         assert text in header
         assert contrast(text, re.search(r"'(#\w{6})'", behind)[1]) >= 4.5
 
 
 def test_no_visual_overlaps_another_or_leaves_the_page():
-    for page in PAGES:
-        boxes = [visual["position"] for visual in page.visuals]
+    for page in REPORT.pages:
+        boxes = [visual.document["position"] for visual in page.visuals]
         for box in boxes:
             assert box["x"] >= 0 and box["x"] + box["width"] <= page.definition["width"]
             assert box["y"] >= 0 and box["y"] + box["height"] <= page.definition["height"]
@@ -757,11 +745,9 @@ def test_no_visual_overlaps_another_or_leaves_the_page():
 
 def test_every_visual_says_what_it_shows():
     for name, visual in VISUALS.items():
-        container = visual["visual"]["visualContainerObjects"]
-        assert container["general"][0]["properties"]["altText"]["expr"]["Literal"]["Value"].strip("'"), name
+        assert visual.container("general", "altText"), name
         if not name.startswith("header-"):
-            for part in ("title", "subTitle"):
-                assert container[part][0]["properties"]["text"]["expr"]["Literal"]["Value"].strip("'"), name
+            assert visual.container("title", "text") and visual.container("subTitle", "text"), name
 
 
 # --------------------------------------------------------------------------------------------------- the built files
@@ -837,15 +823,28 @@ def test_a_built_model_says_all_that_the_source_says(sample: Path):
         for partition in table["partitions"]
     }
     assert metadata["parameters"] == sorted(
-        (each["name"], each["expression"], each["description"]) for each in MODEL["model"]["expressions"]
+        (each["name"], each["expression"], each["description"]) for each in MODEL.tmsl["model"]["expressions"]
     )
-    assert (1, "__PBI_TimeIntelligenceEnabled", "0") in metadata["annotations"]
+    noted = [
+        (number, each["name"], each["value"])
+        for number, objects in (
+            (1, [MODEL.tmsl["model"]]),
+            (3, TABLES.values()),
+            (4, [column for table in TABLES.values() for column in table["columns"]]),
+            (8, MEASURES.values()),
+            (41, MODEL.tmsl["model"]["expressions"]),
+        )
+        for document in objects
+        for each in document.get("annotations", [])
+    ]
+    assert (1, "__PBI_TimeIntelligenceEnabled", "0") in noted
+    assert metadata["annotations"] == sorted(noted, key=repr)
 
 
 def test_the_template_holds_the_whole_model_and_no_row(sample: Path):
     parts = read_parts(sample / f"{NAME}.pbit")
 
-    assert json.loads(parts["DataModelSchema"].decode("utf-16-le")) == MODEL
+    assert json.loads(parts["DataModelSchema"].decode("utf-16-le")) == MODEL.tmsl
     assert "DataModel" not in parts
 
 
@@ -875,7 +874,249 @@ def test_an_empty_table_is_named_and_nothing_is_written(server: Any, tmp_path: P
 
     assert built.returncode == 3
     assert built.stderr.count("\n") == 1 and "run pipeline_orchestrator.py first" in built.stderr
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_database_without_the_table_is_named_in_one_line(server: Any, tmp_path: Path):
+    database = Database(server)
+    database.execute("DROP TABLE crypto_prices")
+
+    built = build(tmp_path / "out", "--from-mysql", **database.settings())
+    database.drop()
+
+    assert built.returncode == 4
+    assert built.stderr.count("\n") == 1 and "run sql/crypto_prices.sql" in built.stderr
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path):
+    built = build(tmp_path / "out", "--dry-run")
+
+    assert (built.returncode, built.stderr) == (0, "")
+    assert "1,391 rows, taken at 14 times" in built.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_build_says_what_took_how_long(tmp_path: Path):
+    built = build(tmp_path / "out")
+
+    steps = re.findall(r"^(\S.*\S) +\d+\.\d s$", built.stdout, re.M)
+    assert steps[:3] == ["read the source", "read the rows", "encoded the data model"]
+    assert steps[-2:] == ["drew Market Overview", "drew Market Trends"]
+    assert build(tmp_path / "out", "-q").stdout == ""
+
+
+# ------------------------------------------------------------------------------------------- mistakes in the source
+
+PRICES_TMDL = f"{NAME}.SemanticModel/definition/tables/crypto_prices.tmdl"
+TIER_TMDL = f"{NAME}.SemanticModel/definition/tables/Tier.tmdl"
+DEFINITION = f"{NAME}.Report/definition"
+(GAINERS,) = (path for path in VISUALS["table-gainers"].path.parents[5].rglob("table-gainers/visual.json"))
+GAINERS_JSON = GAINERS.relative_to(SOURCE).as_posix()
+
+
+@pytest.fixture
+def copied_source(tmp_path: Path) -> Path:
+    """A copy of the project's files that the build uses."""
+    for script in ("etl_crypto.py", "segment_and_load.py"):
+        shutil.copy(SOURCE.parent / script, tmp_path)
+    shutil.copytree(SOURCE, tmp_path / "powerbi", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(SOURCE.parent / "tests" / "data", tmp_path / "tests" / "data")
+    return tmp_path / "powerbi"
+
+
+def change(source: Path, file: str, old: str, new: str) -> None:
+    """Change a file of the source in one place."""
+    text = (source / file).read_text(encoding="utf-8")
+    assert old in text
+    (source / file).write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+MISTAKES = {
+    "a closing bracket missing in a measure": (PRICES_TMDL, "REMOVEFILTERS())", "REMOVEFILTERS()", "expected"),
+    "a measure of a column that is not there": (
+        PRICES_TMDL,
+        "SUM(crypto_prices[market_cap])",
+        "SUM(crypto_prices[cap])",
+        "cap",
+    ),
+    "a measure of a measure that is not there": (
+        PRICES_TMDL,
+        "DIVIDE([Total Market Cap],",
+        "DIVIDE([Total Cap],",
+        "Total Cap",
+    ),
+    "a measure of a function that is not there": (
+        PRICES_TMDL,
+        "COUNTROWS(crypto_prices)",
+        "COUNTROW(crypto_prices)",
+        "COUNTROW",
+    ),
+    "a measure of a variable that is not there": (
+        PRICES_TMDL,
+        "KEEPFILTERS(crypto_prices[timestamp] = latest)",
+        "KEEPFILTERS(crypto_prices[timestamp] = newest)",
+        "newest",
+    ),
+    "a function with too few arguments": (
+        PRICES_TMDL,
+        "DIVIDE([Total Market Cap], CALCULATE([Total Market Cap], REMOVEFILTERS()))",
+        "DIVIDE([Total Market Cap])",
+        "DIVIDE",
+    ),
+    "a variable named like a word of DAX": (
+        PRICES_TMDL,
+        "VAR price = [Price]",
+        "VAR value = [Price]\n\t\t\tVAR price = value",
+        "value",
+    ),
+    "two measures of one name": (PRICES_TMDL, "measure 'Volume Rank'", "measure 'gainer rank'", "twice"),
+    "a measure without an expression": (
+        PRICES_TMDL,
+        "measure 'Latest Snapshot' = CALCULATE(MAX(crypto_prices[timestamp]), REMOVEFILTERS())",
+        "measure 'Latest Snapshot' =",
+        "expression is missing",
+    ),
+    "a column of an unknown type": (PRICES_TMDL, "dataType: double", "dataType: float", "dataType"),
+    "a misspelled word": (PRICES_TMDL, "formatString: #,0", "formatStrng: #,0", "formatStrng"),
+    "a word that the .pbix would lose": (TIER_TMDL, "isHidden", "isKey", "isKey"),
+    "spaces in place of a tab": (PRICES_TMDL, "\tcolumn coin_id", "    column coin_id", "tab"),
+    "a sort by a column that is not there": (
+        TIER_TMDL,
+        "sortByColumn: tier_order",
+        "sortByColumn: order",
+        "sorted by order",
+    ),
+    "a bracket missing in a query": (
+        PRICES_TMDL,
+        '{{"timestamp", Order.Descending}}), 1)',
+        '{{"timestamp", Order.Descending}}, 1)',
+        "is not closed",
+    ),
+    "a bracket too many in a query": (TIER_TMDL, '{"Unknown", 5}}', '{"Unknown", 5}}}', "closes nothing"),
+    "a text without an end in a query": (TIER_TMDL, '{"Unknown", 5}}', '{"Unknown, 5}}', "does not end"),
+    "a step that the query does not have": (
+        PRICES_TMDL,
+        "Table.Distinct(Table.SelectColumns(Recent,",
+        "Table.Distinct(Table.SelectColumns(Recentt,",
+        "Recentt",
+    ),
+    "a relationship to a column that is not there": (
+        f"{NAME}.SemanticModel/definition/relationships.tmdl",
+        "Tier.market_cap_tier",
+        "Tier.tier",
+        "Tier.tier",
+    ),
+    "a relationship of two types": (
+        f"{NAME}.SemanticModel/definition/relationships.tmdl",
+        "toColumn: Tier.market_cap_tier",
+        "toColumn: Tier.tier_order",
+        "two types",
+    ),
+    "a table that no file has": (
+        f"{NAME}.SemanticModel/definition/model.tmdl",
+        "ref table Tier",
+        "ref table Tiers",
+        "Tiers",
+    ),
+    "a comma too many in a visual": (GAINERS_JSON, '"visualType": "tableEx",', '"visualType": "tableEx",,', "line"),
+    "a visual of a measure that is not there": (
+        GAINERS_JSON,
+        '"Property": "Price Label"',
+        '"Property": "Prices"',
+        "Prices",
+    ),
+    "a visual of a table that is not there": (
+        GAINERS_JSON,
+        '"Entity": "crypto_prices"',
+        '"Entity": "prices"',
+        "prices",
+    ),
+    "a queryRef that is not the field's": (
+        GAINERS_JSON,
+        '"queryRef": "crypto_prices.Price Label"',
+        '"queryRef": "crypto_prices.Price"',
+        "queryRef",
+    ),
+    "a format for a column that is not shown": (
+        GAINERS_JSON,
+        '"metadata": "crypto_prices.',
+        '"metadata": "prices.',
+        "does not show",
+    ),
+    "a number without its letter": (GAINERS_JSON, '"Value": "1L"', '"Value": "one"', "literal"),
+    "a visual without a place": (GAINERS_JSON, '"position"', '"place"', "position"),
+    "a page that is not there": (
+        f"{DEFINITION}/pages/pages.json",
+        "07ccb59ede2a29c4ffe0",
+        "17ccb59ede2a29c4ffe0",
+        "pageOrder",
+    ),
+    "a theme that is not registered": (
+        f"{DEFINITION}/report.json",
+        '"name": "CryptoMarketTheme.json",\n      "reportVersion',
+        '"name": "Theme.json",\n      "reportVersion',
+        "Theme.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_source_is_named_with_its_file(copied_source: Path, mistake: str):
+    file, old, new, reason = MISTAKES[mistake]
+    change(copied_source, file, old, new)
+
+    with pytest.raises(SourceError) as raised:
+        read_source(copied_source / f"{NAME}.SemanticModel" / "definition", copied_source / f"{NAME}.Report")
+
+    assert str(copied_source) in str(raised.value) and Path(file).name in str(raised.value)
+    assert reason in str(raised.value)
+
+
+def test_a_picture_shows_what_the_report_says_and_else_its_theme(copied_source: Path, awkward: Market):
+    change(copied_source, GAINERS_JSON, "'Top 5 Gainers'", "'Five that rose most'")
+    theme = f"{NAME}.Report/StaticResources/RegisteredResources/CryptoMarketTheme.json"
+    change(copied_source, theme, '"title": [', '"title": [{"fontColor": {"solid": {"color": "#123456"}}},')
+
+    _, report = read_source(copied_source / f"{NAME}.SemanticModel" / "definition", copied_source / f"{NAME}.Report")
+    picture = draw_page(awkward.dashboard, report.pages[0], report.theme)
+
+    (title,) = (text for text in picture.axes[0].texts if text.get_text() == "Five that rose most")
+    assert title.get_color() == "#123456"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "reason"),
+    [
+        (PRICES_TMDL, "SUM(crypto_prices[total_volume])", '"a" + 1', "Cannot convert"),
+        (PRICES_TMDL, "SUM(crypto_prices[total_volume])", "SUM(crypto_prices[coin_id])", "blank over the sample"),
+        (PRICES_TMDL, "SUM(crypto_prices[total_volume])", "[Volume Rank] + [Total 24h Volume]", "needs itself"),
+        (PRICES_TMDL, "SUM(crypto_prices[total_volume])", "VALUES(crypto_prices[coin_id])", "Total 24h Volume"),
+        (PRICES_TMDL, "SUM(crypto_prices[total_volume])", "SUM(crypto_prices[volume])", "volume"),
+        (GAINERS_JSON, '"sortDefinition"', '"sorted"', "sortDefinition"),
+        (GAINERS_JSON, '"Values"', '"Value"', "Values"),
+        (f"{NAME}.SemanticModel/definition/expressions.tmdl", "HistoryDays = 90", 'HistoryDays = "x"', "HistoryDays"),
+    ],
+)
+def test_a_build_from_a_source_with_a_mistake_leaves_the_files_as_they_were(
+    copied_source: Path, file: str, old: str, new: str, reason: str
+):
+    change(copied_source, file, old, new)
+    before = {path: path.read_bytes() for path in copied_source.iterdir() if path.is_file()}
+    options = ["--from-mysql"] if "HistoryDays" in reason else []
+
+    built = subprocess.run(
+        [sys.executable, copied_source / "build_dashboard.py", *options],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={key: value for key, value in os.environ.items() if not key.startswith(SETTING_PREFIXES)}
+        | {"MYSQL_USER": "nobody", "MYSQL_PASSWORD": "none"},
+    )
+
+    assert built.returncode == 2
+    assert built.stderr.count("\n") == 1
+    assert Path(file).name in built.stderr and reason in built.stderr
+    assert {path: path.read_bytes() for path in copied_source.iterdir() if path.is_file()} == before
 
 
 @pytest.mark.parametrize(

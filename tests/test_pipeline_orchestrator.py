@@ -208,7 +208,7 @@ def test_a_package_that_is_missing_is_said_in_one_line(scripts: Scripts):
         text=True,
     )
 
-    one_line_error(result, 2, "package python-dotenv is missing", "-m pip install -r requirements.txt")
+    one_line_error(result, 2, "module dotenv is missing", "-m pip install -r requirements.txt")
 
 
 @posix_only

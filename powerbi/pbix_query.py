@@ -1,0 +1,124 @@
+"""Ask a .pbix as its visuals ask it: measures by the values of columns, written as their formats say.
+
+The file is opened and its DAX evaluated by pbix-mcp, an engine independent of Power BI.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from report_source import Field, Model, SourceError
+
+MOST_GROUPS = 1_000_000
+UNITS = ((1e12, "T"), (1e9, "bn"), (1e6, "M"), (1e3, "K"))  # as Power BI abbreviates
+
+Row = dict[str, Any]  # what a visual shows of one group, by the name of the column or measure
+
+
+class Dashboard:
+    """An open .pbix. Its answers are kept: several visuals ask the same."""
+
+    def __init__(self, path: Path, model: Model) -> None:
+        from pbix_mcp import server
+
+        logging.getLogger("pbix_mcp").setLevel(logging.ERROR)  # it warns that many rows are slow
+        self.tools = server
+        self.path = path
+        self.alias = f"{path.stem}-{id(self)}"  # the library knows an open file by it
+        self.model = model
+        self.kept: dict[str, Any] = {}
+
+    def __enter__(self) -> Dashboard:
+        self.call("open")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.call("close", force=True)
+
+    def call(self, tool: str, *arguments: object, **options: object) -> Any:
+        """The answer of one of the library's tools. Raises RuntimeError when it fails."""
+        target = (str(self.path), self.alias) if tool == "open" else (self.alias, *arguments)
+        answer = json.loads(getattr(self.tools, f"pbix_{tool}")(*target, **options))
+        if not answer["success"]:
+            raise RuntimeError(answer["message"])
+        return answer
+
+    def ask(self, tool: str, *arguments: object, **options: object) -> Any:
+        question = json.dumps([tool, arguments, options])
+        if question not in self.kept:
+            self.kept[question] = self.call(tool, *arguments, **options)
+        return self.kept[question]
+
+    def values(self, measures: Iterable[str], group: Row | None = None) -> Row:
+        """Measures over everything, or for one `group`: columns, as table.name, with their values.
+
+        Raises SourceError for a measure that cannot be evaluated.
+        """
+        context = {column: [value] for column, value in (group or {}).items()}
+        answer = self.ask(
+            "evaluate_dax",
+            ",".join(measures),
+            filter_context=json.dumps(context) if group else "",
+            group_by=json.dumps(list(context)) if group else "",
+        )
+        for result in answer["results"]:
+            if result["status"] not in ("ok", "blank"):
+                name, problem = result["name"], result["error_message"].removeprefix("[DAX_EVAL_FAILED] ")
+                raise SourceError(f"{self.model.places[name]}: measure {name}: {problem}")
+        return {result["name"]: result.get("value") for result in answer["results"]}
+
+    def groups(
+        self, columns: Iterable[Field], measures: Iterable[str], where: dict[str, list] | None = None
+    ) -> list[Row]:
+        """Columns of one table and measures, of each group that has one; `where` lists the values of other columns."""
+        measures = list(measures)
+        answer = self.ask(
+            "evaluate_dax_grouped",
+            ",".join(measures),
+            ",".join(column.column for column in columns),
+            filter_context=json.dumps(where or {}),
+            max_groups=MOST_GROUPS,
+        )
+        rows = [group["key"] | group["values"] for group in answer["data"]["groups"]]
+        return [row for row in rows if any(row[measure] is not None for measure in measures)]
+
+    def rows(self, table: str, columns: Iterable[str]) -> list[tuple]:
+        """Some columns of a table's rows, each combination once."""
+        content = self.tools._get_dax_context(self.alias)["tables"].get(table, {"columns": [], "rows": []})
+        places = [content["columns"].index(column) for column in columns if column in content["columns"]]
+        return list(dict.fromkeys(tuple(row[place] for place in places) for row in content["rows"]))
+
+    def formatted(self, field: Field, value: Any) -> str:
+        """A value as the format of its measure writes it."""
+        if not field.is_measure:
+            return str(value)
+        return format_figure(value, self.model.measures[field.name].get("formatString", ""))
+
+
+def format_figure(value: Any, pattern: str) -> str:
+    r"""`value` as a format string such as \$#,0.00## or +0.00%;-0.00%;0.00% writes it; blank is nothing."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    sections = pattern.split(";")
+    section = sections[0 if value > 0 or len(sections) == 1 else 1 if value < 0 else 2]
+    before, digits, after = re.fullmatch(r"([^#0]*)([#,0.]+)(.*)", section.replace("\\", "")).groups()
+    decimals = digits.partition(".")[2]
+    text = f"{abs(value) * (100 if '%' in after else 1):,.{len(decimals)}f}"
+    for _ in range(decimals.count("#")):
+        text = text.removesuffix("0")
+    minus = "-" if value < 0 and len(sections) == 1 else ""
+    return f"{minus}{before}{text.removesuffix('.')}{after}"
+
+
+def abbreviate(value: float, decimals: int | None = None) -> str:
+    """USD as Power BI abbreviates them, such as $2.97T; without `decimals` with as many as it needs, at most four."""
+    unit, letters = next(((unit, letters) for unit, letters in UNITS if abs(value) >= unit), (1, ""))
+    number = f"{abs(value) / unit:,.4g}" if decimals is None else f"{abs(value) / unit:,.{decimals}f}"
+    return f"{'-' if value < 0 else ''}${number}{letters}"
