@@ -114,39 +114,53 @@ def embedded_tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """What the queries of the model make of these rows of crypto_prices, by table, by the same rules."""
     import pandas as pd
 
+    texts = {column: "object" for column in ("coin_id", "symbol", "name")}
+    rows = rows.astype({"timestamp": "datetime64[us]"} | texts)  # types that a frame without rows may lack
     return {
-        "crypto_prices": rows.join(describe_coins(rows), on="coin_id").join(find_thin_times(rows), on="timestamp"),
+        "crypto_prices": rows,
+        "Coin": describe_coins(rows),
+        "Time": describe_times(rows),
         "Tier": pd.DataFrame({"market_cap_tier": TIERS, "tier_order": range(1, len(TIERS) + 1)}),
+        "Compare": pd.DataFrame({"choice": ["5 largest", "10 largest"], "coins": [5, 10]}),
     }
 
 
 def describe_coins(rows: pd.DataFrame) -> pd.DataFrame:
-    """`coin` and `size_rank` by coin_id.
+    """One row for each coin: coin_id, coin, symbol, name, size_rank.
 
-    A label is that of one coin: its newest name and symbol, with the id where coins share them, whatever their case,
-    because Power BI does not tell case. The rank is by market cap in the newest snapshot: 1 is the largest, NaN a coin
-    that is not in it.
+    `coin` is a label that no other coin has: its newest name and symbol, with the id where coins share them, whatever
+    their case. Ids that differ in case alone are one coin: Power BI does not tell them apart, and takes a key once.
+    `size_rank` is by market cap: first the coins of the newest snapshot, 1 is the largest, then those that left it.
     """
-    last = rows.sort_values("timestamp").drop_duplicates("coin_id", keep="last").set_index("coin_id")
-    names, symbols = (last[column].map(without_control_characters) for column in ("name", "symbol"))
-    labels = (names + symbols.str.upper().map(" ({})".format).where(symbols != "", "")).where(names != "", last.index)
+    newest_first = rows.sort_values(["timestamp", "coin_id"], ascending=[False, True])
+    last = newest_first[~newest_first["coin_id"].str.lower().duplicated()].set_index("coin_id", drop=False)
+    coins = last[["coin_id"]].assign(
+        symbol=last["symbol"].map(without_control_characters).str.upper(),
+        name=last["name"].map(without_control_characters),
+    )
+    symbols = coins["symbol"].map(" ({})".format).where(coins["symbol"] != "", "")
+    labels = (coins["name"] + symbols).where(coins["name"] != "", coins["coin_id"])
     needs_id = labels.str.lower().duplicated(keep=False) | labels.str.contains(" - ", regex=False)
-    present = last[last["timestamp"] == rows["timestamp"].max()].sort_index()
-    sizes = present["market_cap"].astype("float64").rank(method="first", ascending=False, na_option="bottom")
-    return labels.where(~needs_id, labels + " - " + labels.index).to_frame("coin").assign(size_rank=sizes)
+    coins["coin"] = labels.where(~needs_id, labels + " - " + coins["coin_id"])
+    sizes = last.assign(left=last["timestamp"] != rows["timestamp"].max(), size=last["market_cap"].astype("float64"))
+    order = sizes.reset_index(drop=True).sort_values(["left", "size", "coin_id"], ascending=[True, False, True])
+    coins = coins.reset_index(drop=True).loc[order.index].reset_index(drop=True)
+    return coins.assign(size_rank=(coins.index + 1).astype("float64"))
 
 
-def find_thin_times(rows: pd.DataFrame) -> pd.DataFrame:
-    """`is_thin` by timestamp.
+def describe_times(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row for each time: timestamp, date (its midnight), is_thin.
 
-    1 for a time that is left out of market cap over time, because fewer than half as many coins have a market cap then
-    as at one of the AROUND times before it and at one of the AROUND times after it. The newest time has none after it,
-    so it is never left out, and neither is a lasting step: fewer coins from some day on, or more.
+    `is_thin` is 1 for a time that is left out of market cap over time, because fewer than half as many coins have a
+    market cap then as at one of the AROUND times before it and at one of the AROUND times after it. The newest time has
+    none after it, so it is never left out, and neither is a lasting step: fewer coins from some day on, or more.
     """
     counts = (rows["market_cap"].astype("float64") > 0).groupby(rows["timestamp"]).sum().sort_index()
     before = counts.shift().rolling(AROUND, min_periods=1).max()
     after = counts[::-1].shift().rolling(AROUND, min_periods=1).max()[::-1]
-    return ((2 * counts < before) & (2 * counts < after)).astype("float64").to_frame("is_thin")
+    is_thin = ((2 * counts < before) & (2 * counts < after)).astype("float64")
+    times = is_thin.to_frame("is_thin").reset_index()
+    return times.assign(date=times["timestamp"].dt.normalize())
 
 
 def without_control_characters(text: str) -> str:
@@ -167,8 +181,7 @@ def history_days(model: Model) -> float:
 
 def columns_to_read(model: Model) -> list[str]:
     """The columns of the database that the model has, and those that make the label of a coin."""
-    columns = [column["name"] for column in model.tables["crypto_prices"]["columns"]]
-    return [*(column for column in columns if column in COLUMNS or column == "market_cap_tier"), "name", "symbol"]
+    return [*(column["name"] for column in model.tables["crypto_prices"]["columns"]), "symbol", "name"]
 
 
 # ---------------------------------------------------------------------------------------------------- the data model
@@ -208,8 +221,9 @@ def build_parts(model: Model, tables: dict[str, pd.DataFrame]) -> dict[str, byte
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         archive = zipfile.ZipFile(io.BytesIO(builder.build()))
-    for warning in caught:  # such as texts that Power BI takes for one
-        log.warning("%s", warning.message)
+    for warning in caught:  # such as ids that Power BI takes for one; for names it does no harm, as labels have the id
+        if "Table 'Coin' column 'name'" not in str(warning.message):
+            log.warning("%s", warning.message)
     parts = {part: archive.read(part) for part in ("DiagramLayout", "Settings", "Metadata", "DataModel")}
     backup = decompress_datamodel(parts["DataModel"])
     backup = rebuild_abf_with_modified_sqlite(backup, lambda metadata: write_metadata(metadata, model))
@@ -405,12 +419,12 @@ def check_measures(dashboard: Dashboard, largest_coin: str, is_sample: bool) -> 
     over a table it may be.
     """
     measures = dashboard.model.measures
-    found = [dashboard.values(measures), dashboard.values(measures, {"crypto_prices.coin_id": largest_coin})]
+    found = [dashboard.values(measures), dashboard.values(measures, {"Coin.coin_id": largest_coin})]
     for name in measures:
         values = [each[name] for each in found]
         if values == [None, None] and is_sample:
             raise SourceError(f"{dashboard.model.places[name]}: measure {name} is blank over the sample market")
-        if values == [None, None]:
+        if values == [None, None] and not measures[name].get("isHidden"):
             log.warning("measure %s is blank over these rows", name)
         for value in values:
             if isinstance(value, list):
@@ -449,9 +463,7 @@ def build(options: argparse.Namespace, model: Model, report: Report, tables: dic
     """Write the built files to the folder `options.out`: all of them, or none where one fails. `tables` is emptied."""
     from draw_preview import draw_page
 
-    prices = tables["crypto_prices"]
-    largest_coin = prices.loc[prices["size_rank"] == 1, "coin_id"].iloc[0]
-    del prices
+    largest_coin = tables["Coin"]["coin_id"].iloc[0]
     with tempfile.TemporaryDirectory(prefix=".build-", dir=options.out) as folder:
         dashboard_file, template_file = (Path(folder, f"{NAME}.{suffix}") for suffix in ("pbix", "pbit"))
         with timed(options, "encoded the data model"):

@@ -28,7 +28,6 @@ POINT = 96 / DPI * 0.88  # a report has 96 pixels to the inch; matplotlib's font
 LINE_HEIGHT = 1.8  # pixels of a line of text for each point of its size
 FOOTER = 28  # pixels below the page
 CREDIT = "Drawn by build_dashboard.py from the figures in the .pbix. Power BI's own rendering differs."
-MOST_COINS = 12  # that a table has room for
 AXIS_POINTS = 10
 CELL = 6  # pixels at the left and right of a table's texts
 FONT = get_font(findfont("DejaVu Sans"))
@@ -80,9 +79,10 @@ class Canvas:
     def cut(self, x: float, y: float, text: str, room: float, **options: Any) -> None:
         """A text that ends with an ellipsis where there is no room for it."""
         drawn = self.text(x, y, text, **options)
-        while drawn.get_window_extent().width > room and len(text) > 1:
-            text = text[:-1]
-            drawn.set_text(f"{text.rstrip()}…")
+        shown = drawn.get_text()
+        while drawn.get_window_extent().width > room and len(shown) > 1:
+            shown = shown[:-1]
+            drawn.set_text(f"{shown.rstrip()}…")
 
     def wrap(self, x: float, y: float, text: str, room: float, **options: Any) -> None:
         """A text in two lines where it does not fit into one."""
@@ -180,8 +180,8 @@ def largest_coins(dashboard: Dashboard, field: Field) -> list[str]:
     return [coin for coin, _ in sorted(coins, key=lambda row: (row[1] is None, row[1], row[0]))]
 
 
-def passing_rows(dashboard: Dashboard, visual: Visual, label: Field, measures: list[str]) -> list[Row]:
-    """The rows that pass the visual's filter, with `measures`, in the visual's order, as many as it has room for.
+def passing_rows(dashboard: Dashboard, visual: Visual, label: Field, measures: list[str], room: int) -> list[Row]:
+    """The first `room` rows that pass the visual's filter, with `measures`, in the visual's order.
 
     The rows that pass follow one another, since the visual is sorted by the figure that its filter ranks: the first
     that does not pass after one that does ends them. To rank each of 17,000 coins would take minutes.
@@ -195,7 +195,7 @@ def passing_rows(dashboard: Dashboard, visual: Visual, label: Field, measures: l
             shown.append(row | values)
         elif shown:
             break
-        if len(shown) == MOST_COINS:
+        if len(shown) == room:
             break
     return shown
 
@@ -218,7 +218,7 @@ def draw_textbox(canvas: Canvas, frame: Frame, visual: Visual, _: Dashboard) -> 
     run = visual.entries("general")[0]["properties"]["paragraphs"][0]["textRuns"][0]
     look = run["textStyle"]
     points, weight = float(look["fontSize"].removesuffix("pt")), look.get("fontWeight", "normal")
-    canvas.text(frame.x + 14, frame.y + frame.height / 2, run["value"], points, look["color"], weight=weight)
+    canvas.text(frame.x + 12, frame.y + frame.height / 2, run["value"], points, look["color"], weight=weight)
 
 
 def draw_card(canvas: Canvas, frame: Frame, visual: Visual, dashboard: Dashboard) -> None:
@@ -232,6 +232,14 @@ def draw_card(canvas: Canvas, frame: Frame, visual: Visual, dashboard: Dashboard
         text = dashboard.formatted(field, value)
     points, colour = visual.style("labels", "fontSize", 26), visual.style("labels", "color", canvas.ink)
     canvas.text(frame.x + frame.width / 2, frame.y + frame.height / 2, text, points, colour, ha="center")
+
+
+def draw_line_of_text(canvas: Canvas, frame: Frame, visual: Visual, dashboard: Dashboard) -> None:
+    """A newer card, as the report has it: one text at the left."""
+    field = visual.field("Data")
+    text = dashboard.formatted(field, dashboard.values([field.name])[field.name])
+    points, colour = visual.style("value", "fontSize"), visual.style("value", "fontColor")
+    canvas.text(frame.x + visual.style("padding", "leftMargin"), frame.y + frame.height / 2, text, points, colour)
 
 
 def draw_bars(canvas: Canvas, frame: Frame, visual: Visual, dashboard: Dashboard) -> None:
@@ -294,8 +302,8 @@ class Column(NamedTuple):
     colours: list[str | None]  # of the texts below the title
 
 
-def table_columns(visual: Visual, dashboard: Dashboard) -> list[Column]:
-    """The columns of a table with the rows that pass its filter."""
+def table_columns(visual: Visual, dashboard: Dashboard, room: int) -> list[Column]:
+    """The columns of a table with the first `room` rows that pass its filter; Power BI scrolls to the others."""
     fields = visual.fields("Values")
     labels = [field for field in fields if not field.is_measure]
     if len(labels) != 1:
@@ -303,7 +311,7 @@ def table_columns(visual: Visual, dashboard: Dashboard) -> list[Column]:
     looks = {field: column_look(visual, field) for field in fields}
     colour_measures = {field: measure_of(look["fontColor"]) for field, look in looks.items() if "fontColor" in look}
     measures = [field.name for field in fields if field.is_measure]
-    rows = passing_rows(dashboard, visual, labels[0], [*measures, *filter(None, colour_measures.values())])
+    rows = passing_rows(dashboard, visual, labels[0], [*measures, *filter(None, colour_measures.values())], room)
     return [
         Column(
             field,
@@ -327,14 +335,14 @@ def column_look(visual: Visual, field: Field) -> Document:
 
 
 def draw_table(canvas: Canvas, frame: Frame, visual: Visual, dashboard: Dashboard) -> None:
-    columns = table_columns(visual, dashboard)
+    height = 20 + 2 * visual.style("grid", "rowPadding", 3)
+    columns = table_columns(visual, dashboard, room=int(frame.height // height) - 1)
     widths = [
         max(canvas.width_of(column.texts[0], weight="bold"), *map(canvas.width_of, column.texts[1:]), 0) + 2 * CELL
         for column in columns
     ]
     at_label = next(place for place, column in enumerate(columns) if not column.field.is_measure)
     widths[at_label] += frame.width - sum(widths)
-    height = 20 + 2 * visual.style("grid", "rowPadding", 3)
     canvas.box(Frame(frame.x, frame.y, frame.width, height), visual.style("columnHeaders", "backColor", canvas.paper))
     write = canvas.wrap if visual.style("values", "wordWrap", False) else canvas.cut
     for place, column in enumerate(columns):
@@ -471,6 +479,7 @@ def draw_unknown(canvas: Canvas, frame: Frame, visual: Visual, _: Dashboard) -> 
 DRAW = {
     "textbox": draw_textbox,
     "card": draw_card,
+    "cardVisual": draw_line_of_text,
     "clusteredBarChart": draw_bars,
     "donutChart": draw_donut,
     "tableEx": draw_table,

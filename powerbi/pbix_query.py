@@ -9,6 +9,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,15 @@ class Dashboard:
     def groups(
         self, columns: Iterable[Field], measures: Iterable[str], where: dict[str, list] | None = None
     ) -> list[Row]:
-        """Columns of one table and measures, of each group that has one; `where` lists the values of other columns."""
-        measures = list(measures)
+        """Columns and measures of each group that has one; `where` lists the values of other columns."""
+        columns, measures = list(columns), list(measures)
+        first = [column for column in columns if column.table == columns[0].table]
+        if others := columns[len(first) :]:  # the library groups by one table: so one by one by the other's values
+            return [
+                row | {others[0].name: value}
+                for (value,) in self.rows(others[0].table, [others[0].name])
+                for row in self.groups(first, measures, (where or {}) | {others[0].column: [value]})
+            ]
         answer = self.ask(
             "evaluate_dax_grouped",
             ",".join(measures),
@@ -88,10 +96,11 @@ class Dashboard:
         return [row for row in rows if any(row[measure] is not None for measure in measures)]
 
     def rows(self, table: str, columns: Iterable[str]) -> list[tuple]:
-        """Some columns of a table's rows, each combination once."""
+        """Some columns of a table's rows, each combination once; times as text, as in all answers."""
         content = self.tools._get_dax_context(self.alias)["tables"].get(table, {"columns": [], "rows": []})
         places = [content["columns"].index(column) for column in columns if column in content["columns"]]
-        return list(dict.fromkeys(tuple(row[place] for place in places) for row in content["rows"]))
+        found = dict.fromkeys(tuple(row[place] for place in places) for row in content["rows"])
+        return [tuple(each.isoformat() if isinstance(each, datetime) else each for each in row) for row in found]
 
     def formatted(self, field: Field, value: Any) -> str:
         """A value as the format of its measure writes it."""

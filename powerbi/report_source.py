@@ -257,6 +257,9 @@ class Field(NamedTuple):
         return f"{self.table}.{self.name}"
 
 
+DEFAULT = {"id": "default"}  # the selector of properties that newer visuals have for all of their marks
+
+
 class Visual(NamedTuple):
     """One visual.json, and the theme's styles of its kind."""
 
@@ -287,7 +290,7 @@ class Visual(NamedTuple):
     def style(self, group: str, name: str, default: Any = None, of: str = "objects") -> Any:
         """The value of a property of the visual itself, else of the theme, else `default`, as Power BI looks it up."""
         for entry in self.entries(group, of):
-            if "selector" not in entry and name in entry["properties"]:
+            if entry.get("selector", DEFAULT) == DEFAULT and name in entry["properties"]:
                 return literal(entry["properties"][name])
         for styles in self.styles:
             for entry in styles.get(group, []):

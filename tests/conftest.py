@@ -65,6 +65,31 @@ def make_coin(number: int, **changes: object) -> dict:
     } | changes
 
 
+# How coins were seen to be called in 1,162 recorded answers of /coins/markets, and what a careless reader takes it for.
+ODD_TEXTS: list[dict[str, str]] = [
+    {"name": "Lantern \N{IZAKAYA LANTERN}"},
+    {"name": "样本 Cowslip"},
+    {"name": "Zero\u200bWidth"},
+    {"name": "Not\u00a0Breaking"},
+    {"name": "Fennel's"},
+    {"name": '"Dill"'},
+    {"name": "100% Mulberry"},
+    {"name": "%(symbol)s"},
+    {"name": "@Robin", "symbol": "@rob"},  # a formula to a spreadsheet
+    {"name": "=1+1 Lapwing"},
+    {"symbol": "nan"},
+    {"symbol": "inf"},
+    {"symbol": "true"},
+    {"symbol": "1"},
+    {"symbol": "4.25"},
+    {"id": "far-" * 16 + "along"},  # the longest, 69 characters
+    {"symbol": "so" + "-far" * 12},  # 50 characters
+    {"name": "Teacup" + " Far" * 15 + "山" * 15},  # 81 characters, 111 bytes
+    {"symbol": "same", "name": "Twin"},
+    {"symbol": "same", "name": "Twin"},
+]
+
+
 def make_coins(count: int, first: int = 1) -> list[dict]:
     return [make_coin(number) for number in range(first, first + count)]
 

@@ -1,11 +1,13 @@
-"""Make the sample market: a hundred invented coins over a fortnight, as CoinGecko would have sent them.
+"""Make the sample market: a hundred invented coins over March 2025, as CoinGecko would have sent them.
 
   python tests/make_sample_market.py
 
-writes tests/data/2025-03-01T00-00-00Z.json.gz to 2025-03-14T00-00-00Z.json.gz, kept snapshots such as etl_crypto.py
-writes. Most coins are ordinary, and their figures agree from day to day; the others show the oddities that were met
-in 1,162 recorded answers of /coins/markets, one or two each. Every run makes the same: it uses only random() of seeded
-generators and plain arithmetic, which no Python version changes.
+writes tests/data/2025-03-01T00-00-00Z.json.gz to 2025-03-31T00-00-00Z.json.gz, kept snapshots such as etl_crypto.py
+writes. The market rises, falls by a fifth and recovers; the tiers part ways; a coin leaves, one joins. Most coins are
+ordinary, and their figures agree from day to day; others show the odd figures that were met in 1,162 recorded answers
+of /coins/markets, one or two each. How oddly coins may be called is in ODD_TEXTS of tests/conftest.py, for the tests
+alone: this is the market that a user sees first. Every run makes the same: it uses only random() of seeded generators
+and plain arithmetic, which no Python version changes.
 """
 
 from __future__ import annotations
@@ -20,11 +22,14 @@ from typing import Any, NamedTuple
 DATA_DIR = Path(__file__).resolve().parent / "data"
 SEED = 188_000
 FIRST_DAY = datetime(2025, 3, 1, tzinfo=UTC)
-DAYS = 14
+DAYS = 31
 DAYS_BEFORE = 7  # simulated too, for the change over seven days
-# How the whole market moved on each day but the first one simulated, in percent.
-MARKET_MOVES = (-0.8, 1.9, 0.6, -2.7, 1.2, 0.4, -1.1, 2.6, -0.9, -3.4, 1.7, 2.2, -0.3, -1.8, 0.9, 3.1, -2.2, 1.4, 0.8)
-MARKET_MOVES += (-0.9,)
+# How the whole market moved on each day but the first one simulated, in percent: up, a fall of a week, a recovery.
+MARKET_MOVES = (0.4, -0.6, 0.9, 0.3, -0.4, 0.8, 0.5, 1.1, -0.3, 1.4, 0.7, -0.5, 1.2, 0.6, -0.2, 0.9, -1.3, -2.8, -4.1)
+MARKET_MOVES += (-3.2, 0.9, -5.6, -3.7, -2.4, 1.6, -0.8, 2.7, 1.9, -0.6, 2.4, 1.3, 2.1, -0.4, 1.7, 2.2, -0.7, 1.1)
+# What each tier did besides, in percent a day, from the day on which they part ways (0 is the first).
+PARTING_DAY = 12
+DRIFTS = {"mid": 0.35, "small": -0.45, "micro": 0.9}
 
 # Prices and market caps are those of the last day, and the walk leads up to them: so its tiers are known.
 # The largest coins: price (USD) and market cap (billions of USD). The first is half of the market.
@@ -40,40 +45,17 @@ MICRO = """garnet topaz beryl jasper coral amethyst sundial drizzle pavilion orc
 UNKNOWN = "windmill bobbin ribbon cushion candle pillow satchel mitten"
 # The others: market cap (USD) of the first, how much of it the next one has and so on, and what prices are like.
 TIERS = (
-    (MID, 9.2e9, 0.925, (0.02, 0.3, 1.5, 6.0, 40.0, 200.0)),
-    (SMALL, 9.0e8, 0.932, (0.00005, 0.006, 0.08, 0.7, 5.0, 40.0)),
-    (MICRO, 8.4e7, 0.62, (0.0000006, 0.00004, 0.002, 0.03)),
-    (UNKNOWN, 0.0, 1.0, (0.0004, 0.02, 0.3, 2.0)),
+    ("mid", MID, 9.2e9, 0.925, (0.02, 0.3, 1.5, 6.0, 40.0, 200.0)),
+    ("small", SMALL, 9.0e8, 0.932, (0.00005, 0.006, 0.08, 0.7, 5.0, 40.0)),
+    ("micro", MICRO, 8.4e7, 0.62, (0.0000006, 0.00004, 0.002, 0.03)),
+    ("unknown", UNKNOWN, 0.0, 1.0, (0.0004, 0.02, 0.3, 2.0)),
 )
 STABLE = ("ducat", "florin", "thaler", "guilder")  # kept at 1 USD
 
-# What is odd in how a coin is called.
-ODD_TEXTS = {
-    "lantern": {"name": "Sample Lantern \N{IZAKAYA LANTERN}"},  # emoji, among the largest
-    "cowslip": {"name": "Sample 样本 Cowslip"},  # CJK
-    "thyme": {"name": "Sample\u200bThyme"},  # zero-width space
-    "sorrel": {"name": "Sample\u00a0Sorrel"},  # non-breaking space
-    "fennel": {"name": "Sample Fennel's"},  # quotes, single and double
-    "dill": {"name": 'Sample "Dill"'},
-    "mulberry": {"name": "Sample 100% Mulberry"},  # per cent, and what looks like a parameter of an SQL statement
-    "jasper": {"name": "%(symbol)s"},
-    "robin": {"name": "@Sample Robin", "symbol": "@srob"},  # what a spreadsheet takes for a formula
-    "lapwing": {"name": "=1+1 Sample Lapwing"},
-    "nutmeg": {"symbol": "null"},  # what a careless reader takes for no value, or for a figure
-    "plover": {"symbol": "nan"},
-    "curlew": {"symbol": "inf"},
-    "dunlin": {"symbol": "true"},
-    "heron": {"symbol": "1"},
-    "coral": {"symbol": "4.25"},
-    "pavilion": {"symbol": ""},
-    "orchard": {"id": "sample-" + "far-" * 15 + "along"},  # the longest: 72 characters
-    "kettle": {"symbol": "sample" + "-far" * 11},  # 50 characters
-    "teacup": {"name": "Sample Teacup" + " Far" * 15 + "山" * 15},  # 88 characters, 118 bytes
-    "meadow": {"symbol": "smar"},  # the symbol of marigold
-    "brook": {"name": "Sample Otter"},  # the name of otter
-}
-RENAMED_ON = 7  # the day (0 is the first) from which one coin is called otherwise
-RENAMED = {"bilberry": {"symbol": "smyr", "name": "Sample Myrtle"}}
+# Names: invented, too. None is that of a coin in the recorded answers.
+ENDINGS = ("mark", "grid", "pay", "swap", "base", "works", "field", "gate", "line", "mint")
+RENAMED_ON = 18  # the day from which one coin is called otherwise
+RENAMED = {"bilberry": {"symbol": "myrl", "name": "Myrtleline"}}
 
 # What is odd in how large a coin's own figures are (see Coin).
 ODD_SIZES: dict[str, dict[str, Any]] = {
@@ -99,13 +81,13 @@ ODD_FIGURES: dict[str, dict[str, Any]] = {
     "walnut": dict.fromkeys(("total_supply", "max_supply", "fully_diluted_valuation")),
     "apricot": {"ath_date": "2024-12-05T11:20:30.456+08:00"},  # an offset
     "zinnia": {"price_change_percentage_1h_in_currency": None},
-    "atoll": {"ath_date": "2025-03-07T09:41:07.312Z", "atl_date": "2025-03-07T06:15:44.090Z"},  # new, see ABSENT
+    "atoll": {"ath_date": "2025-03-16T09:41:07.312Z", "atl_date": "2025-03-16T06:15:44.090Z"},  # new, see ABSENT
     "satchel": dict.fromkeys(("market_cap", "fully_diluted_valuation", *CAP_CHANGE)),  # null, where the others have 0
     "mitten": dict.fromkeys(("market_cap", *CAP_CHANGE)),
 }
-JUMPS = {"harbour": (6, 3.4)}  # day, and by what the price was multiplied: a move of more than 3x
-STALE_AFTER = {"topaz": 1}  # the day with the last news: its last_updated is 12 days old in the end
-ABSENT = {"granite": range(13, 14), "cairn": range(5, 6), "atoll": range(7)}  # gone, forgotten once, new on a day
+JUMPS = {"harbour": (9, 3.4)}  # day, and by what the price was multiplied: a move of more than 3x
+STALE_AFTER = {"topaz": 18}  # the day with the last news: its last_updated is 12 days old in the end
+ABSENT = {"granite": range(24, 31), "cairn": range(5, 6), "atoll": range(16)}  # left, forgotten once, joined on a day
 
 
 class Coin(NamedTuple):
@@ -113,6 +95,7 @@ class Coin(NamedTuple):
 
     number: int
     word: str
+    tier: str
     price: float
     supply: float  # circulating; 0 when it is not known, and so the market cap is 0
     growth: float  # of the supply, in a day
@@ -142,16 +125,16 @@ def to_text(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def make_coin(number: int, word: str, price: float, market_cap: float, rng: Random) -> Coin:
+def make_coin(number: int, word: str, tier: str, price: float, market_cap: float, rng: Random) -> Coin:
     supply = digits(market_cap / price, 13)
     issued = supply or digits(5e6 * (1 + rng.random()) / price, 9)
     total = issued if rng.random() < 0.5 else digits(issued * (1 + rng.random()), 13)
     maximum = None if rng.random() < 0.48 else digits(total * 1.1, 2)
-    # The odd ones move little: customers see the lists of gainers and losers first.
-    odd = word in (*UNKNOWN.split(), *ODD_TEXTS, *ODD_FIGURES, *ODD_SIZES, *STALE_AFTER) and word != "atoll"
+    # The odd ones move little: users see the lists of gainers and losers first.
+    odd = word in (*UNKNOWN.split(), *ODD_FIGURES, *ODD_SIZES, *STALE_AFTER) and word != "atoll"
     wild = rng.random() * (0.015 if market_cap >= 10e9 else 0.06)
     volatility = 0.0004 if word in STABLE else 0.008 if odd else 0.01 + wild
-    coin = Coin(number, word, price, supply, 0.0002 * rng.random(), total, maximum, volatility)
+    coin = Coin(number, word, tier, price, supply, 0.0002 * rng.random(), total, maximum, volatility)
     return coin._replace(**ODD_SIZES.get(word, {}))
 
 
@@ -161,13 +144,13 @@ def make_coins() -> list[tuple[Coin, Random]]:
     for number, line in enumerate(LARGE.split(","), 1):
         word, price, billions = line.split()
         rng = Random(SEED + number)
-        coins.append((make_coin(number, word, float(price), float(billions) * 1e9, rng), rng))
-    for words, market_cap, ratio, prices in TIERS:
+        coins.append((make_coin(number, word, "large", float(price), float(billions) * 1e9, rng), rng))
+    for tier, words, market_cap, ratio, prices in TIERS:
         for number, word in enumerate(words.split(), len(coins) + 1):
             rng = Random(SEED + number)
             price = digits(prices[int(rng.random() * len(prices))] * (1 + 2 * rng.random()), 6)
             cap = market_cap * (0.96 + 0.08 * rng.random())
-            coins.append((make_coin(number, word, 1.0 if word in STABLE else price, cap, rng), rng))
+            coins.append((make_coin(number, word, tier, 1.0 if word in STABLE else price, cap, rng), rng))
             market_cap *= ratio
     return coins
 
@@ -180,13 +163,14 @@ def make_prices(coin: Coin, rng: Random) -> list[float]:
     jump_day, jump = JUMPS.get(coin.word, (None, 1.0))
     prices = [coin.price]
     for day in reversed(range(1 - DAYS_BEFORE, DAYS)):
-        move = share * MARKET_MOVES[day + DAYS_BEFORE - 1] / 100 + coin.volatility * bell(rng)
+        drift = DRIFTS.get(coin.tier, 0) if day >= PARTING_DAY else 0
+        move = (share * MARKET_MOVES[day + DAYS_BEFORE - 1] + drift) / 100 + coin.volatility * bell(rng)
         prices.append(prices[-1] / ((1 + move) * (jump if day == jump_day else 1)))
     return prices[::-1]
 
 
 def make_answers(coin: Coin, rng: Random) -> list[dict[str, Any] | None]:
-    """What CoinGecko says of `coin` on each day of the fortnight, without its rank; None where it says nothing."""
+    """What CoinGecko says of `coin` on each day of the month, without its rank; None where it says nothing."""
     prices = make_prices(coin, rng)
     supplies = [coin.supply * (1 - coin.growth * days) for days in reversed(range(DAYS_BEFORE + DAYS))]
     ath, atl = max(prices) * (1.05 + 3 * rng.random()), min(prices) * (0.03 + 0.9 * rng.random())
@@ -196,6 +180,10 @@ def make_answers(coin: Coin, rng: Random) -> list[dict[str, Any] | None]:
     sold_at = coin.price / (0.2 + 40 * rng.random() * rng.random()) if rng.random() < 0.12 else None
     turnover = 0.35 if coin.word in STABLE else 0.01 + 0.07 * rng.random()
     absent = ABSENT.get(coin.word, range(0))
+    ending = ENDINGS[coin.number % len(ENDINGS)]
+    name, symbol = f"{coin.word.title()}{ending}", f"{coin.word[:3]}{ending[0]}"
+    if coin.word in STABLE:
+        name, symbol = f"{coin.word.title()} Dollar", f"{coin.word[:3]}d"
     answers: list[dict[str, Any]] = []
     for day in range(DAYS):
         today = day + DAYS_BEFORE
@@ -208,8 +196,8 @@ def make_answers(coin: Coin, rng: Random) -> list[dict[str, Any] | None]:
         times = price / sold_at - 1 if sold_at else None
         sent: dict[str, Any] = {
             "id": f"sample-{coin.word}",
-            "symbol": f"s{coin.word[:3]}",
-            "name": f"Sample {coin.word.title()}",
+            "symbol": symbol,
+            "name": name,
             "image": f"https://example.com/coins/images/{coin.number}/large/sample.png?{1735689600 + coin.number}",
             "current_price": shown(price),
             "market_cap": shown(cap),
@@ -237,7 +225,7 @@ def make_answers(coin: Coin, rng: Random) -> list[dict[str, Any] | None]:
             "price_change_percentage_24h_in_currency": percent,
             "price_change_percentage_7d_in_currency": (price / prices[today - 7] - 1) * 100,
         }
-        odd = ODD_TEXTS.get(coin.word, {}) | ODD_FIGURES.get(coin.word, {})
+        odd = dict(ODD_FIGURES.get(coin.word, {}))
         if day >= RENAMED_ON:
             odd |= RENAMED.get(coin.word, {})
         if 0 in absent:  # a new coin has no past

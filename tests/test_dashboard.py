@@ -12,36 +12,46 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from build_dashboard import AROUND, MODEL_DIR, NAME, REPORT_DIR, SOURCE, find_thin_times, history_days
+from build_dashboard import (
+    AROUND,
+    MODEL_DIR,
+    NAME,
+    REPORT_DIR,
+    SOURCE,
+    build_parts,
+    describe_times,
+    embedded_tables,
+    history_days,
+    write_container,
+)
 from check_source import read_source
-from draw_preview import draw_page
+from draw_preview import draw_page, in_order
 from matplotlib import image
 from pbix_mcp.formats.abf_rebuild import read_metadata_sqlite
 from pbix_mcp.formats.datamodel_roundtrip import decompress_datamodel
 from pbix_mcp.formats.model_reader import ModelReader
 from pbix_query import Dashboard, format_figure
-from report_source import Field, SourceError
+from report_source import Field, Page, SourceError
 
 from segment_and_load import TIERS
-from tests.conftest import SETTING_PREFIXES, Database
+from tests.conftest import ODD_TEXTS, SETTING_PREFIXES, Database
 
 MODEL, REPORT = read_source(MODEL_DIR, REPORT_DIR)
 TABLES, MEASURES = MODEL.tables, MODEL.measures
-COLUMNS = {column["name"]: column for column in TABLES["crypto_prices"]["columns"]}
-(MAIN_QUERY,) = (partition["source"]["expression"] for partition in TABLES["crypto_prices"]["partitions"])
+QUERIES = {name: table["partitions"][0]["source"]["expression"] for name, table in TABLES.items()}
 VISUALS = {visual.document["name"]: visual for page in REPORT.pages for visual in page.visuals}
 COIN_ID, COIN, TIME, TIER = (
     Field(table, name, False, name)
     for table, name in (
-        ("crypto_prices", "coin_id"),
-        ("crypto_prices", "coin"),
-        ("crypto_prices", "timestamp"),
+        ("Coin", "coin_id"),
+        ("Coin", "coin"),
+        ("Time", "timestamp"),
         ("Tier", "market_cap_tier"),
     )
 )
@@ -62,6 +72,10 @@ def make_row(coin_id: str, timestamp: datetime = NEWEST, **changes: object) -> d
         "high_24h": 2.2,
         "low_24h": 1.9,
         "price_change_percentage_24h": 1.0,
+        "price_change_percentage_7d": -2.5,
+        "market_cap_change_24h": 2.5e6,
+        "ath": 9.0,
+        "atl": 0.01,
         "market_cap_tier": "Small Cap",
     } | changes
 
@@ -287,7 +301,7 @@ RANKS = {
     "Volume Rank": ("total_volume", "DESC"),
 }
 TRENDS = {"Market Cap (trend)": "SUM(market_cap)", "Price (trend)": "AVG(current_price)"}
-TEXTS = {"As Of", "Trend Note", "Price Label", "Change Colour"}
+TEXTS = {"As Of", "Source", "Trend Note", "Price Label", "Change Colour"}
 
 
 def comparable(figure: Any) -> Any:
@@ -298,7 +312,8 @@ def comparable(figure: Any) -> Any:
 
 
 def test_no_measure_goes_untested():
-    assert {*FIGURES, *RANKS, *TRENDS, *TEXTS, "Times Left Out", "Coin Price (chart)"} == set(MEASURES)
+    others = {"Times Left Out", "Coin Price (chart)", "Is Sample Market"}
+    assert {*FIGURES, *RANKS, *TRENDS, *TEXTS, *others} == set(MEASURES)
 
 
 @pytest.mark.parametrize("measure", FIGURES)
@@ -323,10 +338,11 @@ def test_a_figure_of_each_tier_and_coin_is_that_of_sql(awkward: Market, measure:
 @pytest.mark.parametrize("column", ["market_cap_tier", "coin_id", None])
 def test_a_trend_is_that_of_sql(awkward: Market, measure: str, column: str | None):
     by = ["timestamp", column] if column else ["timestamp"]
+    fields = {"timestamp": TIME, "market_cap_tier": TIER, "coin_id": COIN_ID}
     rows = awkward.sql(f"SELECT {', '.join(by)}, {TRENDS[measure]} FROM prices GROUP BY {', '.join(by)}")
     expected = {(group[0].isoformat(), *group[1:]): comparable(figure) for *group, figure in rows if figure is not None}
 
-    found = awkward.groups([Field("crypto_prices", name, False, name) for name in by], measure)
+    found = awkward.groups([fields[name] for name in by], measure)
 
     assert len({group[0] for group in expected}) == 4
     assert found == expected
@@ -429,22 +445,34 @@ def test_the_price_chart_draws_the_largest_coin_until_others_are_picked(awkward:
         rows = awkward.dashboard.groups([COIN], ["Coin Price (chart)"], {"Tier.market_cap_tier": [tier]})
         assert [row["coin"] for row in rows] == [labels[largest]]
     picked = [labels["tiny"], labels["ether"]]
-    rows = awkward.dashboard.groups([COIN], ["Coin Price (chart)"], {"crypto_prices.coin": picked})
+    rows = awkward.dashboard.groups([COIN], ["Coin Price (chart)"], {"Coin.coin": picked})
     assert {row["coin"]: row["Coin Price (chart)"] for row in rows if row["coin"] in picked} == {
         labels["tiny"]: 1.234e-9,
         labels["ether"]: 3100.0,
     }
 
 
-def test_a_coin_s_size_rank_is_its_place_in_the_newest_snapshot(awkward: Market):
-    table = ModelReader(str(awkward.dashboard.path)).get_table("crypto_prices")
-    at_id, at_rank = (table["columns"].index(name) for name in ("coin_id", "size_rank"))
-    ranks = dict({(row[at_id], row[at_rank]) for row in table["rows"]})
+def read_table(dashboard: Dashboard, name: str) -> list[dict[str, Any]]:
+    """The rows of a table in a .pbix, by an independent reader."""
+    table = ModelReader(str(dashboard.path)).get_table(name)
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+
+
+def test_a_coin_s_size_rank_is_its_place_in_the_newest_snapshot_and_those_that_left_come_last(awkward: Market):
+    ranks = {row["coin_id"]: row["size_rank"] for row in read_table(awkward.dashboard, "Coin")}
 
     expected = awkward.sql(
         "SELECT coin_id, ROW_NUMBER() OVER (ORDER BY market_cap IS NULL, market_cap DESC, coin_id) FROM latest"
     )
-    assert ranks == dict(expected) | {"gone": None}
+    assert ranks == dict(expected) | {"gone": len(expected) + 1}
+
+
+def test_the_slicer_lists_the_coins_by_size(awkward: Market):
+    (order,) = [column.get("sortByColumn") for column in TABLES["Coin"]["columns"] if column["name"] == "coin"]
+    labels = {row["size_rank"]: row["coin"] for row in read_table(awkward.dashboard, "Coin")}
+
+    assert order == "size_rank"
+    assert in_order(awkward.dashboard, VISUALS["slicer-coin"].field("Values")) == [labels[n] for n in sorted(labels)]
 
 
 # ------------------------------------------------------------------------------- trends over history, then snapshots
@@ -483,8 +511,7 @@ def test_history_then_snapshots_make_one_line_without_teeth(backfilled: Market):
 def test_the_tiers_over_time_add_up_to_the_total_at_the_same_times(backfilled: Market):
     total = backfilled.groups([TIME], "Market Cap (trend)")
     tiers: dict[Any, float] = {}
-    tier = Field("crypto_prices", TIER.name, False, TIER.name)
-    for (time, _), cap in backfilled.groups([TIME, tier], "Market Cap (trend)").items():
+    for (time, _), cap in backfilled.groups([TIME, TIER], "Market Cap (trend)").items():
         tiers[(time,)] = tiers.get((time,), 0) + cap
 
     assert tiers == {time: pytest.approx(cap, rel=1e-12) for time, cap in total.items()}
@@ -546,15 +573,15 @@ def test_a_time_is_thin_when_times_shortly_before_and_after_have_more_than_twice
         ]
     ).sample(frac=1, random_state=1)  # rows in any order
 
-    found = find_thin_times(rows)["is_thin"]
+    found = describe_times(rows)
 
-    assert set(found.unique()) <= {0.0, 1.0}
-    assert {times.index(time) for time in found[found == 1].index} == thin
+    assert set(found["is_thin"].unique()) <= {0.0, 1.0}
+    assert {times.index(time) for time in found.loc[found["is_thin"] == 1, "timestamp"]} == thin
 
 
 def test_a_period_shows_its_last_time_that_is_not_left_out(backfilled: Market):
     def at(period: list[datetime], column: Field, measure: str) -> dict[str, Any]:
-        where = {"crypto_prices.timestamp": [time.isoformat() for time in period]}
+        where = {"Time.timestamp": [time.isoformat() for time in period]}
         return {row[column.name]: row[measure] for row in backfilled.dashboard.groups([column], [measure], where)}
 
     partial = PARTIAL_RUNS[1]  # the later of two in a row
@@ -630,8 +657,9 @@ def test_the_note_on_the_trends_tells_how_many_times_are_left_out(make_market: A
 
 
 def test_the_query_and_the_texts_look_as_far_around_as_the_build():
-    assert f"Around = {AROUND}," in MAIN_QUERY
-    texts = [MEASURES["Market Cap (trend)"]["description"], COLUMNS["is_thin"]["description"]]
+    assert f"Around = {AROUND}," in QUERIES["Time"]
+    (is_thin,) = (column for column in TABLES["Time"]["columns"] if column["name"] == "is_thin")
+    texts = [MEASURES["Market Cap (trend)"]["description"], is_thin["description"]]
     for text in [*texts, MEASURES["Trend Note"]["expression"], (SOURCE / "README.md").read_text(encoding="utf-8")]:
         assert re.search(
             rf"one of the {AROUND} times\s+before( it)? and( at)? one of the {AROUND}\s+(times\s+)?after", text
@@ -642,12 +670,10 @@ def test_the_query_and_the_texts_look_as_far_around_as_the_build():
 
 
 def test_a_label_is_the_newest_name_of_one_coin_alone(awkward: Market):
-    table = ModelReader(str(awkward.dashboard.path)).get_table("crypto_prices")
-    at_id, at_coin = (table["columns"].index(name) for name in ("coin_id", "coin"))
-    pairs = {(row[at_id], row[at_coin]) for row in table["rows"]}
-    coins = dict(pairs)
+    rows = read_table(awkward.dashboard, "Coin")
+    coins = {row["coin_id"]: row["coin"] for row in rows}
 
-    assert len(pairs) == len(coins) == 25  # a coin has one label, whatever it was called before
+    assert len(rows) == len(coins) == 25  # a coin has one label, whatever it was called before
     assert coins["renamed"] == "New Name (NEW)"
     assert coins["nameless"] == "nameless"
     assert coins["emoji"] == "Émoji 🏮 =1+1 %(name)s"
@@ -658,31 +684,158 @@ def test_a_label_is_the_newest_name_of_one_coin_alone(awkward: Market):
     assert len({coin.lower() for coin in coins.values()}) == 25
 
 
+# ------------------------------------------------------------------------------------- a run that lands in a refresh
+
+
+def make_states() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of a table before and after a run: a coin left, one joined and rose most, one is called otherwise."""
+    times = [NEWEST - timedelta(days=days) for days in (3, 2, 1)]
+    before = [
+        make_row(f"coin-{n}", time, price_change_percentage_24h=n - 4.0 + time.day / 100, market_cap=1e9 * n)
+        for time in times
+        for n in range(1, 9)
+    ]
+    landed = [
+        make_row(f"coin-{n}", NEWEST, price_change_percentage_24h=8.0 - n, market_cap=2e9 * n, name=f"Renamed {n}")
+        for n in range(2, 10)
+    ]
+    landed[-1]["price_change_percentage_24h"] = 99.0
+    return pd.DataFrame(before), pd.DataFrame(before + landed)
+
+
+@pytest.fixture(scope="module")
+def mixed_states(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Opens a .pbix whose tables come from the states of these names, `before` or `after` the run."""
+    states = dict(zip(("before", "after"), map(embedded_tables, make_states()), strict=True))
+    opened: dict[tuple[str, str, str], Dashboard] = {}
+
+    def open_mixed(time: str, coin: str, prices: str) -> Dashboard:
+        if (time, coin, prices) not in opened:
+            tables = states[prices] | {"Time": states[time]["Time"], "Coin": states[coin]["Coin"]}
+            path = tmp_path_factory.mktemp("mixed") / f"{NAME}.pbix"
+            write_container(path, build_parts(MODEL, tables) | REPORT.parts)
+            opened[time, coin, prices] = Dashboard(path, MODEL)
+            opened[time, coin, prices].__enter__()
+        return opened[time, coin, prices]
+
+    yield open_mixed
+    for dashboard in opened.values():
+        dashboard.__exit__()
+
+
+MIXES = [mix for mix in product(("before", "after"), repeat=3) if len(set(mix)) == 2]
+
+
+@pytest.mark.parametrize("mix", MIXES, ids=lambda mix: "Time {}, Coin {}, crypto_prices {}".format(*mix))
+def test_a_run_that_lands_between_the_queries_of_a_refresh_shows_whole_or_not_at_all(mixed_states: Any, mix: Any):
+    time, _, prices = mix
+    state = "after" if time == prices == "after" else "before"
+    mixed, whole = mixed_states(*mix), mixed_states(state, state, state)
+    latest = NEWEST if state == "after" else NEWEST - timedelta(days=1)
+    known = {row["coin_id"] for row in read_table(mixed, "Coin")}
+
+    assert mixed.values(["Latest Snapshot"]) == {"Latest Snapshot": latest.isoformat()}
+    for measure in [*FIGURES, "As Of", "Change Colour", "Coins in Snapshot"]:
+        assert mixed.values([measure]) == whole.values([measure]), measure
+        for field in (TIER, COIN_ID) if measure not in ("Latest Snapshot", "As Of") else ():
+            expected = [row for row in whole.groups([field], [measure]) if field is TIER or row["coin_id"] in known]
+            found = [row for row in mixed.groups([field], [measure]) if row[field.name] is not None]
+            assert found == expected, (measure, field)
+    for measure in RANKS:  # lists
+        ranks = {row["coin_id"]: row[measure] for row in mixed.groups([COIN_ID], [measure])}
+        assert None not in ranks
+        assert ranks == {
+            row["coin_id"]: row[measure] for row in whole.groups([COIN_ID], [measure]) if row["coin_id"] in known
+        }
+    for measure in TRENDS:
+        points = {row["timestamp"]: row[measure] for row in mixed.groups([TIME], [measure])}
+        assert None not in points and max(points) == latest.isoformat()
+        assert points == {row["timestamp"]: row[measure] for row in whole.groups([TIME], [measure])}
+    drawn = mixed.groups([COIN], ["Coin Price (chart)"])
+    assert [row["coin"] for row in drawn if row["Coin Price (chart)"] is not None] and None not in [
+        row["coin"] for row in drawn
+    ]
+
+
+def test_the_slicer_does_not_list_a_blank_label():
+    (each,) = VISUALS["slicer-coin"].document["filterConfig"]["filters"]
+    (condition,) = each["filter"]["Where"]
+
+    assert each["field"]["Column"]["Property"] == "coin"
+    assert condition["Condition"]["Not"]["Expression"]["Comparison"]["Right"] == {"Literal": {"Value": "null"}}
+
+
+# ------------------------------------------------------------------------------------------- the sample, and the credit
+
+
+def test_the_sample_says_that_it_is_invented_and_any_other_market_credits_coingecko(sample: Path, awkward: Market):
+    with Dashboard(sample / f"{NAME}.pbix", MODEL) as dashboard:
+        assert dashboard.values(["Source"]) == {"Source": "Sample market, invented: not CoinGecko's data"}
+        assert dashboard.values(["Is Sample Market"]) == {"Is Sample Market": 1}
+
+    assert awkward.dashboard.values(["Source"]) == {"Source": "Data provided by CoinGecko"}
+    assert awkward.dashboard.values(["Is Sample Market"]) == {"Is Sample Market": None}
+
+
+@pytest.mark.parametrize("page", REPORT.pages, ids=lambda page: page.title)
+def test_the_credit_stands_under_the_title_of_each_page(page: Page):
+    title, source = (
+        next(visual for visual in page.visuals if visual.document["name"] == name).document["position"]
+        for name in ("header-title", "header-source")
+    )
+
+    assert source["y"] == title["y"] + title["height"] and source["x"] == title["x"]
+    (shown,) = [visual.field("Data").name for visual in page.visuals if visual.document["name"] == "header-source"]
+    assert shown == "Source"
+
+
+def test_the_names_of_the_sample_look_like_a_market(sample: Path):
+    rows = {name: ModelReader(str(sample / f"{NAME}.pbix")).get_table(name) for name in ("Coin", "Time")}
+    names = [row[rows["Coin"]["columns"].index("coin")] for row in rows["Coin"]["rows"]]
+
+    assert len(names) == len(set(names)) == 100
+    assert all(re.fullmatch(r"[A-Z][A-Za-z]+( Dollar)? \([A-Z]{4}\)", name) for name in names)
+    assert len(rows["Time"]["rows"]) == 31
+
+
 # --------------------------------------------------------------------------------------------- the source of the model
 
 
-def test_the_query_filters_and_picks_columns_at_the_source_before_any_step_of_its_own():
-    own_steps = re.search(r"Table\.(Buffer|AddColumn|NestedJoin|TransformColumnTypes|Expand\w+)|Text\.", MAIN_QUERY)
-    at_the_source = MAIN_QUERY[: own_steps.start()]
-    (picked,) = re.findall(r"Kept = Table\.SelectColumns\(Recent, \{(.*?)\}\)", at_the_source)
+def test_the_queries_filter_and_pick_columns_at_the_source_before_any_step_of_their_own():
+    for name in ("crypto_prices", "Coin", "Time"):
+        own_steps = re.search(r"Table\.(AddColumn|TransformColumnTypes|Expand\w+)|Text\.|List\.Buffer", QUERIES[name])
+        at_the_source = QUERIES[name][: own_steps.start()]
 
-    assert "Table.SelectRows(Prices, each [timestamp] <= Latest)" in at_the_source
-    assert "Table.SelectRows(Whole, each [timestamp] > Latest - #duration(HistoryDays, 0, 0, 0))" in at_the_source
-    assert set(re.findall(r'"(\w+)"', picked)) == set(COLUMNS) - {"coin", "size_rank", "is_thin"}
-    assert "Value.NativeQuery" not in MAIN_QUERY
+        assert "Table.SelectRows(Prices, each [timestamp] > Since and [timestamp] <= Latest)" in at_the_source
+        assert "Value.NativeQuery" not in QUERIES[name]
+    (picked,) = re.findall(r"Kept = Table\.SelectColumns\(Recent, \{(.*?)\}\)", QUERIES["crypto_prices"])
+    assert set(re.findall(r'"(\w+)"', picked)) == {column["name"] for column in TABLES["crypto_prices"]["columns"]}
 
 
-def test_every_figure_is_typed_as_double_by_the_query():
-    doubles = {name for name, column in COLUMNS.items() if column["dataType"] == "double"}
+def test_every_column_is_typed_by_its_query():
+    words = {"double": "number", "string": "text", "dateTime": "datetime"}
+    for name in ("crypto_prices", "Coin", "Time"):
+        columns = {column["name"]: words[column["dataType"]] for column in TABLES[name]["columns"]}
+        typed = dict(re.findall(r'\{"(\w+)", type (\w+)\}', QUERIES[name][QUERIES[name].rindex("Typed = ") :]))
+        assert typed == columns | ({"date": "date"} if name == "Time" else {})
 
-    assert set(re.findall(r'\{"(\w+)", type number\}', MAIN_QUERY)) == doubles
-    assert {column["dataType"] for column in COLUMNS.values()} == {"double", "string", "dateTime"}
+
+def test_the_model_is_a_star_of_keys_and_figures():
+    ends = {(each["fromTable"], each["fromColumn"], each["toTable"]) for each in MODEL.tmsl["model"]["relationships"]}
+    facts = {column["name"]: column for column in TABLES["crypto_prices"]["columns"]}
+
+    assert ends == {
+        ("crypto_prices", "coin_id", "Coin"),
+        ("crypto_prices", "timestamp", "Time"),
+        ("crypto_prices", "market_cap_tier", "Tier"),
+    }
+    assert {name for name, column in facts.items() if column["dataType"] != "double"} == {key for _, key, _ in ends}
 
 
 def test_the_tiers_of_the_model_are_those_of_the_pipeline_in_their_order():
-    (query,) = (partition["source"]["expression"] for partition in TABLES["Tier"]["partitions"])
-
-    assert re.findall(r'\{"(.+?)", (\d)\}', query) == [(tier, str(order)) for order, tier in enumerate(TIERS, start=1)]
+    assert re.findall(r'\{"(.+?)", (\d)\}', QUERIES["Tier"]) == [
+        (tier, str(order)) for order, tier in enumerate(TIERS, start=1)
+    ]
 
 
 def test_every_measure_and_column_is_explained_and_formatted():
@@ -692,7 +845,7 @@ def test_every_measure_and_column_is_explained_and_formatted():
     for table in TABLES.values():
         assert table["description"] and all(column["description"] for column in table["columns"])
     hidden = {column["name"] for table in TABLES.values() for column in table["columns"] if column.get("isHidden")}
-    assert hidden == {"market_cap_tier", "tier_order", "size_rank", "is_thin"}
+    assert hidden == {"timestamp", "coin_id", "market_cap_tier", "tier_order", "size_rank", "is_thin", "coins"}
 
 
 # -------------------------------------------------------------------------------------------- the source of the report
@@ -892,7 +1045,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path):
     built = build(tmp_path / "out", "--dry-run")
 
     assert (built.returncode, built.stderr) == (0, "")
-    assert "1,391 rows, taken at 14 times" in built.stdout
+    assert "3,076 rows, taken at 31 times" in built.stdout
     assert not (tmp_path / "out").exists()
 
 
@@ -972,8 +1125,8 @@ MISTAKES = {
     "two measures of one name": (PRICES_TMDL, "measure 'Volume Rank'", "measure 'gainer rank'", "twice"),
     "a measure without an expression": (
         PRICES_TMDL,
-        "measure 'Latest Snapshot' = CALCULATE(MAX(crypto_prices[timestamp]), REMOVEFILTERS())",
-        "measure 'Latest Snapshot' =",
+        "measure 'Market Cap Share' = DIVIDE([Total Market Cap], CALCULATE([Total Market Cap], REMOVEFILTERS()))",
+        "measure 'Market Cap Share' =",
         "expression is missing",
     ),
     "a column of an unknown type": (PRICES_TMDL, "dataType: double", "dataType: float", "dataType"),
@@ -995,7 +1148,7 @@ MISTAKES = {
     "a bracket too many in a query": (TIER_TMDL, '{"Unknown", 5}}', '{"Unknown", 5}}}', "closes nothing"),
     "a text without an end in a query": (TIER_TMDL, '{"Unknown", 5}}', '{"Unknown, 5}}', "does not end"),
     "a step that the query does not have": (
-        PRICES_TMDL,
+        f"{NAME}.SemanticModel/definition/tables/Time.tmdl",
         "Table.Distinct(Table.SelectColumns(Recent,",
         "Table.Distinct(Table.SelectColumns(Recentt,",
         "Recentt",
@@ -1088,9 +1241,9 @@ def test_a_picture_shows_what_the_report_says_and_else_its_theme(copied_source: 
     ("file", "old", "new", "reason"),
     [
         (PRICES_TMDL, "SUM(crypto_prices[total_volume])", '"a" + 1', "Cannot convert"),
-        (PRICES_TMDL, "SUM(crypto_prices[total_volume])", "SUM(crypto_prices[coin_id])", "blank over the sample"),
+        (PRICES_TMDL, "SUM(crypto_prices[total_volume])", "SUM(Coin[name])", "blank over the sample"),
         (PRICES_TMDL, "SUM(crypto_prices[total_volume])", "[Volume Rank] + [Total 24h Volume]", "needs itself"),
-        (PRICES_TMDL, "SUM(crypto_prices[total_volume])", "VALUES(crypto_prices[coin_id])", "Total 24h Volume"),
+        (PRICES_TMDL, "SUM(crypto_prices[total_volume])", "VALUES(Coin[coin_id])", "Total 24h Volume"),
         (PRICES_TMDL, "SUM(crypto_prices[total_volume])", "SUM(crypto_prices[volume])", "volume"),
         (GAINERS_JSON, '"sortDefinition"', '"sorted"', "sortDefinition"),
         (GAINERS_JSON, '"Values"', '"Value"', "Values"),
@@ -1128,9 +1281,22 @@ def test_a_build_from_a_source_with_a_mistake_leaves_the_files_as_they_were(
         [make_row("one", price_change_percentage_24h=None, high_24h=None, total_volume=0.0, current_price=None)],
         [make_row("one", price_change_percentage_24h=0.0), make_row("two", price_change_percentage_24h=0.0)],
         [make_row("case"), make_row("CASE", market_cap=1e9)],
+        [
+            make_row(texts.get("id", f"odd-{number}"), name=texts.get("name", "Odd"), symbol=texts.get("symbol", "odd"))
+            for number, texts in enumerate(ODD_TEXTS)
+        ],
         [make_row("one", current_price=1e300, market_cap=1e300, total_volume=1e300, price_change_percentage_24h=1e300)],
     ],
-    ids=["no tier", "no market cap", "negative", "no figure", "no change", "ids that differ in case", "huge"],
+    ids=[
+        "no tier",
+        "no market cap",
+        "negative",
+        "no figure",
+        "no change",
+        "ids that differ in case",
+        "odd names",
+        "huge",
+    ],
 )
 def test_a_market_of_odd_figures_is_built_and_drawn(server: Any, tmp_path: Path, rows: list[dict[str, object]]):
     database = Database(server)

@@ -591,7 +591,7 @@ def test_the_sample_market_loads_with_a_tier_on_every_row_and_a_second_time_chan
     assert (first.returncode, second.returncode) == (0, 0), first.stderr
     assert rows == database.count() == sum(len(read_sample(path)) for path in SAMPLE_FILES)
     assert "0 rejected" in first.stdout
-    assert "snapshot 2025-03-14 00:00 UTC: 99 coins" in second.stdout
+    assert "snapshot 2025-03-31 00:00 UTC: 99 coins" in second.stdout
     assert database.execute("SELECT COUNT(*) FROM crypto_prices WHERE market_cap_tier IS NULL") == [(0,)]
     assert len(database.execute("SELECT DISTINCT market_cap_tier FROM crypto_prices")) == 5
 
