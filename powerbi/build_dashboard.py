@@ -17,6 +17,7 @@ import io
 import itertools
 import json
 import logging
+import re
 import sqlite3
 import sys
 import tempfile
@@ -198,7 +199,6 @@ CORRECTIONS = (
 # The numbers that the metadata has for what TMDL has words for.
 OBJECT_TYPES = {"model": 1, "table": 3, "column": 4, "measure": 8, "expression": 41}
 SUMMARIZE_BY = {"default": 1, "none": 2, "sum": 3, "min": 4, "max": 5, "count": 6, "average": 7, "distinctCount": 8}
-SOURCE_VERSIONS = {"powerBI_V1": 1, "powerBI_V2": 1, "powerBI_V3": 2}
 
 
 def build_parts(model: Model, tables: dict[str, pd.DataFrame]) -> dict[str, bytes]:
@@ -210,7 +210,7 @@ def build_parts(model: Model, tables: dict[str, pd.DataFrame]) -> dict[str, byte
     builder = PBIXBuilder(NAME)
     for name, table in model.tables.items():
         columns = [{"name": column["name"], "data_type": column["dataType"]} for column in table["columns"]]
-        rows = tables[name][[column["name"] for column in columns]]
+        rows = rows_of(table, tables)
         # With a source the library writes a short query, which is replaced; without one it writes all rows into it.
         builder.add_table(name, columns, rows=to_records(rows), source_db={"type": "mysql"})
         for measure in table.get("measures", []):
@@ -218,9 +218,13 @@ def build_parts(model: Model, tables: dict[str, pd.DataFrame]) -> dict[str, byte
     for relationship in model.tmsl["model"]["relationships"]:
         ends = (relationship[key] for key in ("fromTable", "fromColumn", "toTable", "toColumn"))
         builder.add_relationship(*ends, auto_orient=False)
+        check_key(relationship, tables)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        archive = zipfile.ZipFile(io.BytesIO(builder.build()))
+        try:
+            archive = zipfile.ZipFile(io.BytesIO(builder.build()))
+        except ValueError as error:  # such as texts in a column of numbers
+            raise SourceError(f"{MODEL_DIR}: the rows do not fit the columns of the model: {error}") from error
     for warning in caught:  # such as ids that Power BI takes for one; for names it does no harm, as labels have the id
         if "Table 'Coin' column 'name'" not in str(warning.message):
             log.warning("%s", warning.message)
@@ -231,6 +235,29 @@ def build_parts(model: Model, tables: dict[str, pd.DataFrame]) -> dict[str, byte
     return parts
 
 
+def rows_of(table: Document, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The rows of a table of the model, under its columns' names."""
+    names = {column["sourceColumn"]: column["name"] for column in table["columns"]}
+    rows = tables.get(table["name"])
+    for column in names:
+        if rows is None or column not in rows:
+            raise SourceError(
+                f"{MODEL_DIR / 'tables' / table['name']}.tmdl: embedded_tables() in build_dashboard.py makes no column"
+                f" {column} for this table"
+            )
+    return rows[[*names]].rename(columns=names)
+
+
+def check_key(relationship: Document, tables: dict[str, pd.DataFrame]) -> None:
+    """Raise SourceError where the column that a relationship leads to has a value twice: Power BI would not load it."""
+    keys = tables[relationship["toTable"]][relationship["toColumn"]].astype(str).str.lower()
+    if keys.duplicated().any():
+        raise SourceError(
+            f"{MODEL_DIR / 'relationships.tmdl'}: {relationship['toTable']}.{relationship['toColumn']} has"
+            f" {keys[keys.duplicated()].iloc[0]} twice: a relationship leads from many rows to one"
+        )
+
+
 def to_records(rows: pd.DataFrame) -> list[dict[str, object]]:
     """Rows as the library takes them: None for NULL, and Python's own types."""
     return rows.astype("object").where(rows.notna(), None).to_dict("records")
@@ -239,7 +266,8 @@ def to_records(rows: pd.DataFrame) -> list[dict[str, object]]:
 def measure_type(measure: Document) -> str:
     """What a measure gives, as its format tells: every measure has one but those that give text."""
     pattern = measure.get("formatString")
-    return "String" if pattern is None else "DateTime" if "yyyy" in pattern else "Double"
+    is_time = re.search("Date|Time|[ymdhns]{2}", pattern or "") and not re.search("[0#]", pattern or "")
+    return "String" if pattern is None else "DateTime" if is_time else "Double"
 
 
 class Metadata:
@@ -311,7 +339,7 @@ def write_model(metadata: Metadata, tmsl: Document) -> None:
         Culture=tmsl["culture"],
         SourceQueryCulture=tmsl["sourceQueryCulture"],
         DataAccessOptions=json.dumps(tmsl["dataAccessOptions"]),
-        DefaultPowerBIDataSourceVersion=SOURCE_VERSIONS[tmsl["defaultPowerBIDataSourceVersion"]],
+        DefaultPowerBIDataSourceVersion=2,  # powerBI_V3
         DiscourageImplicitMeasures=tmsl.get("discourageImplicitMeasures", False),
     )
     metadata.annotate("model", model_id, tmsl)
@@ -413,27 +441,30 @@ def utf16(document: Any) -> bytes:
 
 
 def check_measures(dashboard: Dashboard, largest_coin: str, is_sample: bool) -> None:
-    """Raise SourceError for a measure that the engine cannot evaluate, over all rows or for one coin.
+    """Raise SourceError for a measure that the engine cannot evaluate, over all rows or, if blank there, for one coin.
 
     The engine gives blank for some mistakes, too, such as the sum of texts. No measure is blank over the sample market;
     over a table it may be.
     """
     measures = dashboard.model.measures
-    found = [dashboard.values(measures), dashboard.values(measures, {"Coin.coin_id": largest_coin})]
-    for name in measures:
-        values = [each[name] for each in found]
-        if values == [None, None] and is_sample:
-            raise SourceError(f"{dashboard.model.places[name]}: measure {name} is blank over the sample market")
-        if values == [None, None] and not measures[name].get("isHidden"):
+    values = dashboard.values(measures)
+    blank = [name for name, value in values.items() if value is None]
+    values |= dashboard.values(blank, {"Coin.coin_id": largest_coin})
+    for name, value in values.items():
+        where, is_number = f"{dashboard.model.places[name]}: measure {name}", isinstance(value, int | float)
+        if value is None and is_sample:
+            raise SourceError(
+                f"{where} is blank over the sample market: name a column of figures, or correct its filters"
+            )
+        if value is None and not measures[name].get("isHidden"):
             log.warning("measure %s is blank over these rows", name)
-        for value in values:
-            if isinstance(value, list):
-                raise SourceError(f"{dashboard.model.places[name]}: measure {name} gives a table, not one value")
-            if isinstance(value, int | float) != (measure_type(measures[name]) == "Double") and value is not None:
-                raise SourceError(
-                    f"{dashboard.model.places[name]}: measure {name} gives {value!r}, and its format is that of"
-                    f" a {measure_type(measures[name])}: text has none, all else has one"
-                )
+        if isinstance(value, list):
+            raise SourceError(f"{where} gives a table, not one value")
+        if value is not None and is_number != (measure_type(measures[name]) == "Double"):
+            raise SourceError(
+                f"{where} gives {value!r}, and its formatString is {measures[name].get('formatString')!r}: a text has"
+                " none, a number or a time has one"
+            )
 
 
 @contextmanager
@@ -477,14 +508,25 @@ def build(options: argparse.Namespace, model: Model, report: Report, tables: dic
         with Dashboard(dashboard_file, model) as dashboard:
             with timed(options, f"evaluated {len(model.measures)} measures"):
                 check_measures(dashboard, largest_coin, is_sample=not options.from_mysql)
-            for page in report.pages:
-                built.append(Path(folder, f"preview-{page.title.lower().replace(' ', '-')}.png"))
+            for page, name in zip(report.pages, picture_names(report), strict=True):
+                built.append(Path(folder, name))
                 with timed(options, f"drew {page.title}"):
                     draw_page(dashboard, page, report.theme).savefig(built[-1], metadata={"Software": None})
+        for target in (options.out / path.name for path in built):
+            if target.exists():  # one that another program keeps open, or a folder: found before the first is replaced
+                target.open("r+b").close()
         for path in built:
             size = path.stat().st_size
             path.replace(options.out / path.name)
             say(options, f"wrote {options.out / path.name} ({size / 1e6:,.2f} MB)")
+
+
+def picture_names(report: Report) -> list[str]:
+    """A file name for the picture of each page."""
+    slugs = [re.sub(r"[^a-z0-9]+", "-", page.title.lower()).strip("-") for page in report.pages]
+    return [
+        f"preview-{slug}{f'-{place}' if slugs.count(slug) > 1 else ''}.png" for place, slug in enumerate(slugs, start=1)
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -497,9 +539,10 @@ def main(argv: list[str] | None = None) -> int:
     def work(settings: Settings) -> int:
         with timed(options, "read the source"):
             model, report = read_source(MODEL_DIR, REPORT_DIR)
+            days = history_days(model)
         with timed(options, "read the rows"):
             if options.from_mysql:
-                tables = embedded_tables(read_mysql_rows(settings, columns_to_read(model), history_days(model)))
+                tables = embedded_tables(read_mysql_rows(settings, columns_to_read(model), days))
             else:
                 tables = embedded_tables(read_sample_rows())
         times = tables["crypto_prices"]["timestamp"]

@@ -98,7 +98,8 @@ def check_objects(objects: Objects) -> None:
         for node in nodes.values():
             if kind in ("database", "model", "expression", "table", "relationship"):
                 check_words(node)
-            elif kind != "cultureInfo" and not kind.startswith("ref "):  # Desktop's, of questions in plain language
+            elif kind not in ("cultureInfo", "ref cultureInfo", "ref table", "ref relationship", "ref expression"):
+                # a cultureInfo holds the words for questions in plain language (Q&A), which Desktop makes again
                 raise node.error("the build cannot write such an object into a .pbix")
     for kind in ("table", "relationship", "expression"):
         check_list(objects.get(f"ref {kind}", {}), objects.get(kind, {}))
@@ -107,27 +108,45 @@ def check_objects(objects: Objects) -> None:
     for table in tables.values():
         check_table(table, queries)
     for expression in objects.get("expression", {}).values():
+        if "IsParameterQuery=true" not in (expression.expression or ""):
+            raise expression.error("it is no parameter: its meta record lacks IsParameterQuery=true")
         check_m(expression, queries)
+    ends = set()
     for relationship in objects.get("relationship", {}).values():
         check_relationship(relationship, tables)
+        if (end := tuple(relationship.properties.values())) in ends:
+            raise relationship.error("another relationship joins the same columns")
+        ends.add(end)
     check_measures(tables.values())
 
 
 def check_words(node: Node) -> None:
     """A word that the build does not know there, a value that is none, or a word that is missing."""
     known = WORDS[node.kind]
+    if node.kind == "column" and node.expression is not None:
+        raise node.error("the build does not work out calculated columns: give the column in the query of its table")
     for word, value in node.properties.items():
+        if word in known.flags:
+            raise node.error(f"{word} is written without a value")
         check_word(node, word, known.properties)
         if not re.fullmatch(VALUES.get(word, ".+"), value):
             raise node.error(f"{word} is {value!r}, wanted {VALUES.get(word, 'a value')}")
     for child in node.children:
         check_word(node, child.kind, known.flags if child.is_flag else known.objects, child.line)
-        if child.kind == "annotation" and (child.expression or "").startswith(("[", "{")):
-            parse_json(child.expression or "", f"{child.path}, line {child.line}")
+        if child.kind == "annotation":
+            check_annotation(child)
         if child.kind in WORDS:
             check_words(child)
-    for word in known.required - node.properties.keys() - {child.kind for child in node.children}:
+    for word in sorted(known.required - node.properties.keys() - {child.kind for child in node.children}):
         raise node.error(f"it has no {word}")
+
+
+def check_annotation(node: Node) -> None:
+    """Its value; what looks like JSON is JSON."""
+    if node.expression is None:
+        raise node.error("it has no value: = and the value are missing")
+    if node.expression.startswith(("[", "{")):
+        parse_json(node.expression, f"{node.path}, line {node.line}: annotation {node.name}")
 
 
 def check_word(node: Node, word: str, known: frozenset[str], line: int | None = None) -> None:
@@ -147,20 +166,21 @@ def check_list(listed: dict[str, Node], there: dict[str, Node]) -> None:
 
 def check_table(table: Node, queries: set[str]) -> None:
     """Columns that can be built and sorted, and one query that gives them."""
-    members = [*table.all("column"), *table.all("measure")]
+    members = [*table.of_kind("column"), *table.of_kind("measure")]
     names = [node.name.lower() for node in members]
     for node in members:
         if names.count(node.name.lower()) > 1:
             raise node.error("the table has this name twice (Power BI does not tell case)")
-    partitions = table.all("partition")
-    if len(partitions) != 1 or partitions[0].expression != "m" or len(partitions[0].all("source")) != 1:
+    partitions = table.of_kind("partition")
+    if len(partitions) != 1 or partitions[0].expression != "m" or len(partitions[0].of_kind("source")) != 1:
         raise table.error("wanted one partition of it, with a source in M")
-    (source,) = partitions[0].all("source")
+    (source,) = partitions[0].of_kind("source")
     check_m(source, queries)
-    columns = {column.name for column in table.all("column")}
-    for column in table.all("column"):
-        if (order := unquote(column.properties.get("sortByColumn", ""))) and order not in columns:
-            raise column.error(f"it is sorted by {order}, which the table does not have")
+    columns = {column.name for column in table.of_kind("column")}
+    for column in table.of_kind("column"):
+        order = unquote(column.properties.get("sortByColumn", ""))
+        if order and order not in columns - {column.name}:
+            raise column.error(f"it is sorted by {order}, which is no other column of the table")
         if column.properties["sourceColumn"] not in (source.expression or ""):
             raise column.error(f"the query does not name its sourceColumn {column.properties['sourceColumn']}")
 
@@ -170,7 +190,7 @@ def check_relationship(relationship: Node, tables: dict[str, Node]) -> None:
     columns = {
         f"{table.name}.{column.name}": column.properties["dataType"]
         for table in tables.values()
-        for column in table.all("column")
+        for column in table.of_kind("column")
     }
     types = []
     for end in ("fromColumn", "toColumn"):
@@ -186,7 +206,7 @@ def check_relationship(relationship: Node, tables: dict[str, Node]) -> None:
 
 M_TOKEN = re.compile(
     r'(?P<space>\s+|//[^\n]*|/\*.*?\*/)|(?P<text>"(?:[^"]|"")*")|(?P<quoted>#"(?:[^"]|"")*")'
-    r"|(?P<name>#?[A-Za-z_][\w.]*)|(?P<number>\d[\w.]*)|(?P<arrow>=>)|(?P<sign>.)",
+    r"|(?P<field>\[[\w .%]+\]\??)|(?P<name>#?[A-Za-z_][\w.]*)|(?P<number>\d[\w.]*)|(?P<arrow>=>)|(?P<sign>.)",
     re.S,
 )
 M_TYPES = re.compile(
@@ -194,7 +214,7 @@ M_TYPES = re.compile(
 )
 M_VALUES = re.compile("true|false|null|_")
 M_WORDS = re.compile(
-    "let|in|each|if|then|else|and|or|not|as|is|type|meta|error|try|otherwise|optional|nullable|action"
+    "let|in|each|if|then|else|and|or|not|as|is|type|meta|error|try|otherwise|catch|optional|nullable|action"
     f"|{M_TYPES.pattern}|{M_VALUES.pattern}"
 )
 AFTER_VALUE = (",", "in", "then", "else", "and", "or", "meta", "as", "is", "otherwise")
@@ -250,14 +270,18 @@ def begins_value(token: Token) -> bool:
 
 
 def ends_value(token: Token) -> bool:
-    return token[0] in CLOSES or begins_value(token) or bool(M_TYPES.fullmatch(token[0]))
+    is_end = token[0] in CLOSES or token[0] == "?" or token.lastgroup == "field"
+    return is_end or begins_value(token) or bool(M_TYPES.fullmatch(token[0]))
 
 
 def check_names(node: Node, tokens: list[Token], enclosing: list[str], queries: set[str]) -> None:
-    """Names with a dot are Power Query's own library; names that [ ] begins with are fields."""
+    """Names with a dot are Power Query's own library; names that [ ] begins with are fields.
+
+    A rough check: it knows neither what a library has nor which step may see which.
+    """
     known = queries | {f'#"{query}"' for query in queries}
-    for parameters in re.findall(r"\(([\w\s,]*)\)\s*=>", node.expression or ""):
-        known |= {name.strip() for name in parameters.split(",")}
+    for parameters in re.findall(r"\(([\w\s,]*)\)\s*(?:as\s+\w+\s*)?=>", node.expression or ""):
+        known |= {*parameters.replace(",", " ").split()}
     signs = ["", *(token[0] for token in tokens), ""]
     used = []
     for place, token in enumerate(tokens):
@@ -279,7 +303,10 @@ def is_library_name(name: str) -> bool:
 # ----------------------------------------------------------------------------------------------------------------- DAX
 
 # Words of DAX that functions take as arguments, which the parser takes for names.
-DAX_WORDS = re.compile("asc|desc|skip|dense|blank|keep|day|month|quarter|year|both|none|oneway")
+DAX_WORDS = re.compile(
+    "asc|desc|skip|dense|blank|keep|abs|rel|second|minute|hour|day|week|month|quarter|year|both|none|oneway"
+)
+DAX_TEXT = re.compile(r'"(?:[^"]|"")*"|//[^\n]*|--[^\n]*|/\*.*?\*/', re.S)  # texts and comments
 # What the parser says of measures that Power BI itself accepts, such as variables with an underscore.
 NOT_BELIEVED = {"InvalidVariableName", "InvalidArgumentType", "ExpectedScalar", "AmbiguousReference"}
 
@@ -293,18 +320,19 @@ def check_measures(tables: Iterable[Node]) -> None:
 
     known = dax.ModelMetadata(
         [
-            dax.ModelTable(table.name, *([each.name for each in table.all(kind)] for kind in ("column", "measure")))
+            dax.ModelTable(table.name, *([each.name for each in table.of_kind(kind)] for kind in ("column", "measure")))
             for table in tables
         ]
     )
     measures: dict[str, Node] = {}
-    for measure in (measure for table in tables for measure in table.all("measure")):
+    for measure in (measure for table in tables for measure in table.of_kind("measure")):
         if measure.name.lower() in measures:
             raise measure.error("another table has a measure of this name")
         measures[measure.name.lower()] = measure
         check_dax(measure, known)
     uses = {
-        name: measures.keys() & {used.lower() for used in re.findall(r"\[([^\]]+)\]", measure.expression or "")}
+        name: measures.keys()
+        & {used.lower() for used in re.findall(r"\[([^\]]+)\]", DAX_TEXT.sub("", measure.expression or ""))}
         for name, measure in measures.items()
     }
     try:
@@ -327,7 +355,8 @@ def check_dax(measure: Node, known: Any) -> None:
     except ValueError as error:  # such as: expected `)` at 31..31, in bytes
         place = re.search(r" at (\d+)\.\.\d+", str(error))
         before = text.encode()[: int(place[1])] if place else b""
-        raise measure.error(str(error), measure.expression_line + before.count(b"\n")) from error
+        problem = str(error).partition(" at ")[0]
+        raise measure.error(problem, measure.expression_line + before.count(b"\n")) from error
     for issue in issues:
         if is_mistake(issue, text):
             raise measure.error(issue.message)
@@ -338,7 +367,7 @@ def check_dax(measure: Node, known: Any) -> None:
 def is_mistake(issue: Any, text: str) -> bool:
     """Whether what the parser reports is a mistake, not a word of DAX or a column that the measure makes itself."""
     name = issue.message.rsplit(" ", 1)[-1].strip("`'\"[]").lower()
-    made_here = issue.code.value == "UnknownMember" and f'"{name}"' in text.lower()
+    made_here = issue.code.value == "UnknownMember" and (f'"{name}"' in text.lower() or name == "value")
     word = issue.code.value == "UnknownIdentifier" and bool(DAX_WORDS.fullmatch(name))
     return issue.code.value not in NOT_BELIEVED and not made_here and not word
 
@@ -367,29 +396,60 @@ REQUIRED = {
     "projections": "field queryRef",
     "page.json": "name displayName width height",
 }
-LITERAL = re.compile(r"'(?:[^']|'')*'|true|false|null|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?[DLM]?|datetime'[^']*'")
+LITERAL = re.compile(r"'(?:[^']|'')*'|true|false|null|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?[DLM]|datetime'[^']*'")
 
 
 def check_documents(folder: Path, documents: dict[Path, Document], model: Model) -> None:
     """Raise SourceError where the report is not whole, or shows what `model` does not have."""
     definition = folder / "definition"
-    for path in (definition / "report.json", definition / "pages" / "pages.json"):
+    for path in (definition / name for name in ("version.json", "report.json", "pages/pages.json")):
         if path not in documents:
             raise SourceError(f"{path} is missing")
     check_theme(folder, documents)
-    order = documents[definition / "pages" / "pages.json"].get("pageOrder", [])
-    pages = {path.parent.name: path for path in documents if path.name == "page.json"}
-    if sorted(order) != sorted(pages):
-        raise SourceError(f"{definition / 'pages' / 'pages.json'}: pageOrder does not list the folders that are there")
-    for name, path in pages.items():
-        check_keys(path, "page.json", documents[path])
-        if documents[path]["name"] != name:
-            raise SourceError(f"{path}: its name is not that of its folder")
+    check_pages(definition / "pages", documents)
     for path, document in documents.items():
         if path.name == "visual.json":
             check_visual(path, document)
         check_literals(path, document)
         check_fields(path, document, model)
+
+
+def check_pages(folder: Path, documents: dict[Path, Document]) -> None:
+    """pages.json lists the folders that are there, each with its page.json, and opens one of them."""
+    order = part(folder / "pages.json", documents[folder / "pages.json"], "pageOrder", list)
+    pages = {path.parent.name: path for path in documents if path.name == "page.json"}
+    for name in sorted({*order, *pages}):
+        if order.count(name) != 1 or name not in pages:
+            raise SourceError(
+                f"{folder / 'pages.json'}: pageOrder has {name} {order.count(name)} times; wanted once for"
+                f" each folder with a page.json: {', '.join(sorted(pages))}"
+            )
+    if documents[folder / "pages.json"].get("activePageName", order[0]) not in pages:
+        raise SourceError(f"{folder / 'pages.json'}: there is no page of the activePageName")
+    for name, path in pages.items():
+        check_keys(path, "page.json", documents[path])
+        check_numbers(path, documents[path], ("width", "height"))
+        if documents[path]["name"] != name:
+            raise SourceError(f"{path}: its name is not that of its folder")
+        names = [
+            document.get("name") for each, document in documents.items() if each.match(f"{name}/visuals/*/visual.json")
+        ]
+        if len(names) > len(set(names)):
+            raise SourceError(f"{path}: two of its visuals are called {max(names, key=names.count)}")
+
+
+def part(path: Path, node: Document, key: str, kind: type) -> Any:
+    """The object or list that `node` has for `key`, or an empty one. Raises SourceError for anything else."""
+    value = node.get(key, kind())
+    if not isinstance(value, kind) or (kind is list and not all(isinstance(each, dict | str) for each in value)):
+        raise SourceError(f"{path}: {key} is not {'a list of objects' if kind is list else 'an object'}")
+    return value
+
+
+def check_numbers(path: Path, node: Document, keys: Iterable[str]) -> None:
+    for key in keys:
+        if not isinstance(node.get(key), int | float) or (key in ("width", "height") and node[key] <= 0):
+            raise SourceError(f"{path}: {key} is {node.get(key)!r}, wanted a number of pixels")
 
 
 def check_theme(folder: Path, documents: dict[Path, Document]) -> None:
@@ -404,37 +464,50 @@ def check_theme(folder: Path, documents: dict[Path, Document]) -> None:
         raise SourceError(f"{path}: the custom theme {theme.name} is in none of its resourcePackages")
     if theme not in documents:
         raise SourceError(f"{path}: the file {theme} is missing")
+    if documents[theme].get("name") != theme.name:
+        raise SourceError(f"{theme}: its name is not {theme.name}, as report.json calls it")
+    for kind, styles in part(theme, documents[theme], "visualStyles", dict).items():
+        for name, groups in part(theme, {kind: styles}, kind, dict).items():
+            for group in part(theme, {name: groups}, name, dict):
+                part(theme, groups, group, list)
 
 
 def check_visual(path: Path, document: Document) -> None:
     """The keys of visual.json, down to the fields that it shows and the properties that it sets."""
     check_keys(path, "visual.json", document)
-    check_keys(path, "position", document["position"])
-    check_keys(path, "filterConfig", document.get("filterConfig", {}))
-    visual = document["visual"]
+    position = part(path, document, "position", dict)
+    check_keys(path, "position", position)
+    check_numbers(path, position, ("x", "y", "z", "width", "height"))
+    check_keys(path, "filterConfig", part(path, document, "filterConfig", dict))
+    visual = part(path, document, "visual", dict)
     check_keys(path, "visual", visual)
-    query = visual.get("query", {})
+    query = part(path, visual, "query", dict)
     check_keys(path, "query", query)
-    check_keys(path, "sortDefinition", query.get("sortDefinition", {}))
-    for order in query.get("sortDefinition", {}).get("sort", []):
+    sort = part(path, query, "sortDefinition", dict)
+    check_keys(path, "sortDefinition", sort)
+    for order in part(path, sort, "sort", list):
         check_keys(path, "sort", order)
         if order["direction"] not in ("Ascending", "Descending"):
             raise SourceError(f"{path}: the direction {order['direction']} is neither Ascending nor Descending")
-    for role in query.get("queryState", {}).values():
-        check_keys(path, "queryState", role)
-        for projection in role.get("projections", []):
+    state = part(path, query, "queryState", dict)
+    for role in state:
+        check_keys(path, "queryState", part(path, state, role, dict))
+        for projection in part(path, state[role], "projections", list):
             check_keys(path, "projections", projection)
-    for objects in ("objects", "visualContainerObjects"):
-        for entry in (entry for entries in visual.get(objects, {}).values() for entry in entries):
+    for objects in (part(path, visual, name, dict) for name in ("objects", "visualContainerObjects")):
+        for entry in (entry for group in objects for entry in part(path, objects, group, list)):
             check_keys(path, "objects", entry)
+            part(path, entry, "properties", dict)
 
 
 def check_keys(path: Path, what: str, node: Document) -> None:
     """No key that `what` does not have, and all that it needs."""
-    for key in {*REQUIRED.get(what, "").split()} - node.keys():
-        raise SourceError(f"{path}: {key} is missing in {what}")
-    for key in node.keys() - {*KEYS.get(what, " ".join(node)).split()}:
-        raise SourceError(f"{path}: {key} is no key of {what}, which has {KEYS[what]}")
+    for key in REQUIRED.get(what, "").split():
+        if key not in node:
+            raise SourceError(f"{path}: {key} is missing in {what}")
+    for key in node:
+        if what in KEYS and key not in KEYS[what].split():
+            raise SourceError(f"{path}: {key} is no key of {what}, which has {KEYS[what]}")
 
 
 def check_literals(path: Path, document: Document) -> None:

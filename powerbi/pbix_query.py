@@ -22,7 +22,7 @@ Row = dict[str, Any]  # what a visual shows of one group, by the name of the col
 
 
 class Dashboard:
-    """An open .pbix. Its answers are kept: several visuals ask the same."""
+    """An open .pbix. Its answers are kept, because several visuals ask the same."""
 
     def __init__(self, path: Path, model: Model) -> None:
         from pbix_mcp import server
@@ -32,7 +32,8 @@ class Dashboard:
         self.path = path
         self.alias = f"{path.stem}-{id(self)}"  # the library knows an open file by it
         self.model = model
-        self.kept: dict[str, Any] = {}
+        self.known_values: dict[str, Row] = {}  # by group
+        self.known_groups: dict[str, tuple[set[str], dict[str, Row]]] = {}  # measures and rows, by columns and filters
 
     def __enter__(self) -> Dashboard:
         self.call("open")
@@ -42,58 +43,70 @@ class Dashboard:
         self.call("close", force=True)
 
     def call(self, tool: str, *arguments: object, **options: object) -> Any:
-        """The answer of one of the library's tools. Raises RuntimeError when it fails."""
+        """The answer of one of the library's tools. Raises SourceError when it fails."""
         target = (str(self.path), self.alias) if tool == "open" else (self.alias, *arguments)
         answer = json.loads(getattr(self.tools, f"pbix_{tool}")(*target, **options))
         if not answer["success"]:
-            raise RuntimeError(answer["message"])
+            raise SourceError(f"{self.path.name} cannot be asked: {answer['message'].splitlines()[0]}")
         return answer
-
-    def ask(self, tool: str, *arguments: object, **options: object) -> Any:
-        question = json.dumps([tool, arguments, options])
-        if question not in self.kept:
-            self.kept[question] = self.call(tool, *arguments, **options)
-        return self.kept[question]
 
     def values(self, measures: Iterable[str], group: Row | None = None) -> Row:
         """Measures over everything, or for one `group`: columns, as table.name, with their values.
 
         Raises SourceError for a measure that cannot be evaluated.
         """
-        context = {column: [value] for column, value in (group or {}).items()}
-        answer = self.ask(
-            "evaluate_dax",
-            ",".join(measures),
-            filter_context=json.dumps(context) if group else "",
-            group_by=json.dumps(list(context)) if group else "",
-        )
-        for result in answer["results"]:
-            if result["status"] not in ("ok", "blank"):
-                name, problem = result["name"], result["error_message"].removeprefix("[DAX_EVAL_FAILED] ")
-                raise SourceError(f"{self.model.places[name]}: measure {name}: {problem}")
-        return {result["name"]: result.get("value") for result in answer["results"]}
+        measures = list(measures)
+        known = self.known_values.setdefault(json.dumps(group), {})
+        if missing := [measure for measure in measures if measure not in known]:
+            context = {column: [value] for column, value in (group or {}).items()}
+            answer = self.call(
+                "evaluate_dax",
+                ",".join(missing),
+                filter_context=json.dumps(context) if group else "",
+                group_by=json.dumps(list(context)) if group else "",
+            )
+            for result in answer["results"]:
+                if result["status"] not in ("ok", "blank"):
+                    name, problem = result["name"], result["error_message"].removeprefix("[DAX_EVAL_FAILED] ")
+                    raise SourceError(f"{self.model.places[name]}: measure {name}: {problem}")
+                known[result["name"]] = result.get("value")
+        return {measure: known[measure] for measure in measures}
 
     def groups(
         self, columns: Iterable[Field], measures: Iterable[str], where: dict[str, list] | None = None
     ) -> list[Row]:
         """Columns and measures of each group that has one; `where` lists the values of other columns."""
-        columns, measures = list(columns), list(measures)
-        first = [column for column in columns if column.table == columns[0].table]
-        if others := columns[len(first) :]:  # the library groups by one table: so one by one by the other's values
+        columns, measures, where = list(columns), list(measures), where or {}
+        *first, last = columns
+        if first and last.table != first[0].table:
+            # the library groups by the columns of one table: one value of the other's after the other
             return [
-                row | {others[0].name: value}
-                for (value,) in self.rows(others[0].table, [others[0].name])
-                for row in self.groups(first, measures, (where or {}) | {others[0].column: [value]})
+                row | {last.name: value}
+                for (value,) in self.rows(last.table, [last.name])
+                for row in self.groups(first, measures, where | {last.column: [value]})
             ]
-        answer = self.ask(
-            "evaluate_dax_grouped",
-            ",".join(measures),
-            ",".join(column.column for column in columns),
-            filter_context=json.dumps(where or {}),
-            max_groups=MOST_GROUPS,
-        )
-        rows = [group["key"] | group["values"] for group in answer["data"]["groups"]]
-        return [row for row in rows if any(row[measure] is not None for measure in measures)]
+        rows = self.ask_groups(columns, measures, where)
+        names = [*(column.name for column in columns), *measures]
+        return [
+            {name: row[name] for name in names} for row in rows if any(row[measure] is not None for measure in measures)
+        ]
+
+    def ask_groups(self, columns: list[Field], measures: list[str], where: dict[str, list]) -> Iterable[Row]:
+        """The rows of all groups, with these measures and what else is known of them."""
+        by = ",".join(column.column for column in columns)
+        known, rows = self.known_groups.setdefault(json.dumps([by, where]), (set(), {}))
+        if missing := [measure for measure in measures if measure not in known]:
+            answer = self.call(
+                "evaluate_dax_grouped",
+                ",".join(missing),
+                by,
+                filter_context=json.dumps(where),
+                max_groups=MOST_GROUPS,
+            )
+            known.update(missing)
+            for group in answer["data"]["groups"]:
+                rows.setdefault(json.dumps(group["key"]), dict(group["key"])).update(group["values"])
+        return rows.values()
 
     def rows(self, table: str, columns: Iterable[str]) -> list[tuple]:
         """Some columns of a table's rows, each combination once; times as text, as in all answers."""
@@ -109,15 +122,27 @@ class Dashboard:
         return format_figure(value, self.model.measures[field.name].get("formatString", ""))
 
 
+NAMED_FORMATS = {
+    "Percent": "0.00%",
+    "Currency": r"\$#,0.00",
+    "Standard": "#,0.00",
+    "Fixed": "0.00",
+    "General Number": "0.##########",
+}
+
+
 def format_figure(value: Any, pattern: str) -> str:
     r"""`value` as a format string such as \$#,0.00## or +0.00%;-0.00%;0.00% writes it; blank is nothing."""
     if value is None:
         return ""
     if isinstance(value, str):
         return value
-    sections = pattern.split(";")
+    sections = NAMED_FORMATS.get(pattern, pattern or "0.##########").split(";")
     section = sections[0 if value > 0 or len(sections) == 1 else 1 if value < 0 else 2]
-    before, digits, after = re.fullmatch(r"([^#0]*)([#,0.]+)(.*)", section.replace("\\", "")).groups()
+    found = re.fullmatch(r"([^#0]*)([#,0.]+)(.*)", section.replace("\\", ""))
+    if found is None:  # a format that is not known here
+        return f"{value:g}"
+    before, digits, after = found.groups()
     decimals = digits.partition(".")[2]
     text = f"{abs(value) * (100 if '%' in after else 1):,.{len(decimals)}f}"
     for _ in range(decimals.count("#")):

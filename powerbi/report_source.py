@@ -10,6 +10,7 @@ https://learn.microsoft.com/power-bi/developer/projects/projects-report.
 from __future__ import annotations
 
 import json
+import operator
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -58,7 +59,7 @@ class Node:
     properties: dict[str, str] = field(default_factory=dict)
     children: list[Node] = field(default_factory=list)
 
-    def all(self, kind: str) -> list[Node]:
+    def of_kind(self, kind: str) -> list[Node]:
         return [child for child in self.children if child.kind == kind]
 
     @property
@@ -83,18 +84,24 @@ def read_tmdl(path: Path) -> list[Node]:
     description: list[str] = []
     at = 0
     while at < len(lines):
-        text = lines[at].strip("\t")
+        text = lines[at].strip("\t").rstrip()
         depth = len(lines[at]) - len(lines[at].lstrip("\t"))
         at += 1
-        if not text.strip():
+        is_property = depth > 0 and PROPERTY.fullmatch(text)
+        if description and (not text or is_property):
+            raise SourceError(f"{path}, line {at}: a description (///) stands above nothing that it could describe")
+        if not text:
             continue
         if text.startswith(" ") or depth >= len(parents):
-            raise SourceError(f"{path}, line {at}: indented by something other than one tab for each level")
+            raise SourceError(
+                f"{path}, line {at}: it is indented further than what stands above it: a tab too many, a space in place"
+                " of a tab, or a = missing above"
+            )
         del parents[depth + 1 :]
         if text.startswith("///"):
             description.append(text.removeprefix("///").strip())
-        elif depth and (found := PROPERTY.fullmatch(text)):
-            add_property(parents[-1], found["word"], found["value"].strip(), at)
+        elif is_property:
+            add_property(parents[-1], is_property["word"], is_property["value"].strip(), at)
         else:
             node, expression = to_node(path, at, text)
             if expression is not None:
@@ -118,7 +125,8 @@ def to_node(path: Path, line: int, text: str) -> tuple[Node, str | None]:
 def add_property(node: Node, word: str, value: str, line: int) -> None:
     if word in node.properties:
         raise node.error(f"{word} is there twice", line)
-    node.properties[word] = value
+    is_quoted = len(value) > 1 and value.startswith('"') and value.endswith('"')
+    node.properties[word] = value[1:-1].replace('""', '"') if is_quoted else value
 
 
 def read_expression(node: Node, first: str, lines: list[str], at: int, depth: int) -> int:
@@ -198,7 +206,7 @@ def to_model(objects: Objects) -> Model:
         order = objects.get(f"ref {kind}", objects.get(kind, {}))
         tmsl[f"{kind}s"] = [to_tmsl(objects[kind][name]) for name in order]
     level = int(database.properties["compatibilityLevel"])
-    measures = (measure for table in objects["table"].values() for measure in table.all("measure"))
+    measures = (measure for table in objects["table"].values() for measure in table.of_kind("measure"))
     return Model(
         {"name": database.name, "compatibilityLevel": level, "model": tmsl},
         {measure.name: f"{measure.path}, line {measure.line}" for measure in measures},
@@ -216,7 +224,7 @@ def to_tmsl(node: Node) -> Document:
         case "changedProperty":
             return {"property": node.expression}
         case "partition":
-            (source,) = node.all("source")
+            (source,) = node.of_kind("source")
             return tmsl | {"source": {"type": node.expression, "expression": source.expression}}
         case "relationship":
             for end in ("from", "to"):
@@ -257,6 +265,18 @@ class Field(NamedTuple):
         return f"{self.table}.{self.name}"
 
 
+class Limit(NamedTuple):
+    """A comparison of a measure in a filter; blank passes none."""
+
+    measure: str
+    kind: int  # see COMPARISONS
+    value: float
+
+    def passes(self, figure: float | None) -> bool:
+        return figure is not None and COMPARISONS[self.kind](figure, self.value)
+
+
+COMPARISONS = (operator.eq, operator.gt, operator.ge, operator.lt, operator.le)  # by their numbers in PBIR
 DEFAULT = {"id": "default"}  # the selector of properties that newer visuals have for all of their marks
 
 
@@ -303,19 +323,20 @@ class Visual(NamedTuple):
         return self.style(group, name, default, of="visualContainerObjects")
 
     @property
-    def sort(self) -> tuple[str, bool]:
-        """The name of what the visual is sorted by first, and whether it descends."""
-        order = self.document["visual"]["query"]["sortDefinition"]["sort"][0]
-        ((_, reference),) = order["field"].items()
-        return reference["Property"], order["direction"] == "Descending"
+    def sort(self) -> tuple[Field, bool] | None:
+        """What the visual is sorted by first, and whether it descends."""
+        orders = self.document["visual"].get("query", {}).get("sortDefinition", {}).get("sort", [])
+        return (to_field(orders[0]), orders[0]["direction"] == "Descending") if orders else None
 
     @property
-    def bounds(self) -> tuple[str, float, float]:
-        """The measure that the visual is filtered by, and the smallest and largest value that pass."""
-        each = self.document["filterConfig"]["filters"][0]
-        both = each["filter"]["Where"][0]["Condition"]["And"]
-        low, high = (literal({"expr": both[side]["Comparison"]["Right"]}) for side in ("Left", "Right"))
-        return each["field"]["Measure"]["Property"], low, high
+    def limits(self) -> list[Limit]:
+        """What the visual's filters ask of measures: comparisons that all must hold."""
+        return [
+            Limit(node["Left"]["Measure"]["Property"], node["ComparisonKind"], literal({"expr": node["Right"]}))
+            for each in self.document.get("filterConfig", {}).get("filters", [])
+            for node in (part.get("Comparison", {}) for part in walk(each.get("filter", {})))
+            if "Measure" in node.get("Left", {})
+        ]
 
     def error(self, problem: str) -> SourceError:
         return SourceError(f"{self.path}: {problem}")
@@ -324,13 +345,22 @@ class Visual(NamedTuple):
 class Page(NamedTuple):
     """A page of the report with its visuals from back to front."""
 
-    path: Path
+    folder: Path
     definition: Document
     visuals: list[Visual]
+
+    styles: Document  # of the theme, for pages
 
     @property
     def title(self) -> str:
         return self.definition["displayName"]
+
+    @property
+    def background(self) -> str | None:
+        """The colour of the page itself, else of the theme."""
+        entries = self.definition.get("objects", {}).get("background", [])
+        own = [literal(entry["properties"]["color"]) for entry in entries if "color" in entry["properties"]]
+        return next(iter([*own, *(literal(entry.get("color")) for entry in self.styles.get("background", []))]), None)
 
 
 class Report(NamedTuple):
@@ -378,7 +408,7 @@ def parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=without_repeats)
     except json.JSONDecodeError as error:
-        raise SourceError(f"{where}, line {error.lineno}: {error.msg}") from error
+        raise SourceError(f"{where}: {error.msg} (line {error.lineno})") from error
 
 
 def report_files(folder: Path) -> list[Path]:
@@ -389,7 +419,13 @@ def report_files(folder: Path) -> list[Path]:
 
 def read_documents(folder: Path) -> dict[Path, Document]:
     """The PBIR files of `folder`. Raises SourceError."""
-    return {path: parse_json(read_text(path), str(path)) for path in report_files(folder) if path.suffix == ".json"}
+    documents = {
+        path: parse_json(read_text(path), str(path)) for path in report_files(folder) if path.suffix == ".json"
+    }
+    for path, document in documents.items():
+        if not isinstance(document, dict):
+            raise SourceError(f"{path}: it holds no JSON object")
+    return documents
 
 
 def to_report(folder: Path, documents: dict[Path, Document]) -> Report:
@@ -418,7 +454,7 @@ def read_page(folder: Path, documents: dict[Path, Document], theme: Document) ->
         of_kind = (styles.get(kind, {}).get("*", {}), styles.get("*", {}).get("*", {}))
         visuals.append(Visual(path, documents[path], of_kind))
     visuals.sort(key=lambda visual: visual.document["position"]["z"])
-    return Page(folder, documents[folder / "page.json"], visuals)
+    return Page(folder, documents[folder / "page.json"], visuals, styles.get("page", {}).get("*", {}))
 
 
 def walk(node: Any) -> Iterator[Document]:

@@ -371,12 +371,12 @@ def test_a_rank_is_that_of_sql(awkward: Market, measure: str, field: Field):
 
 def shown_coins(market: Market, name: str) -> list[str]:
     """The ids of the coins that a table shows, in its order."""
-    rank, low, high = VISUALS[name].bounds
+    limits = VISUALS[name].limits
     order, descending = VISUALS[name].sort
-    rows = market.dashboard.groups([COIN_ID], [rank, order])
-    shown = [row for row in rows if row[rank] is not None and low <= row[rank] <= high]
+    rows = market.dashboard.groups([COIN_ID], [limits[0].measure, order.name])
+    shown = [row for row in rows if all(limit.passes(row[limit.measure]) for limit in limits)]
     shown.sort(key=lambda row: row["coin_id"])
-    shown.sort(key=lambda row: row[order], reverse=descending)
+    shown.sort(key=lambda row: row[order.name], reverse=descending)
     return [row["coin_id"] for row in shown]
 
 
@@ -1062,7 +1062,9 @@ def test_the_build_says_what_took_how_long(tmp_path: Path):
 
 PRICES_TMDL = f"{NAME}.SemanticModel/definition/tables/crypto_prices.tmdl"
 TIER_TMDL = f"{NAME}.SemanticModel/definition/tables/Tier.tmdl"
+RELATIONSHIPS_TMDL = f"{NAME}.SemanticModel/definition/relationships.tmdl"
 DEFINITION = f"{NAME}.Report/definition"
+THEME_JSON = f"{NAME}.Report/StaticResources/RegisteredResources/CryptoMarketTheme.json"
 (GAINERS,) = (path for path in VISUALS["table-gainers"].path.parents[5].rglob("table-gainers/visual.json"))
 GAINERS_JSON = GAINERS.relative_to(SOURCE).as_posix()
 
@@ -1213,6 +1215,49 @@ MISTAKES = {
 }
 
 
+MISTAKES |= {
+    "a calculated column": (TIER_TMDL, "column tier_order", "column tier_order = 1", "calculated"),
+    "a relationship twice": (
+        RELATIONSHIPS_TMDL,
+        "relationship 3a2a",
+        "relationship other\n\tfromColumn: crypto_prices.coin_id\n\ttoColumn: Coin.coin_id\n\nrelationship 3a2a",
+        "the same columns",
+    ),
+    "a flag with a value": (TIER_TMDL, "\t\tisHidden", "\t\tisHidden: true", "without a value"),
+    "an annotation without a value": (
+        TIER_TMDL,
+        "annotation PBI_ResultType = Table",
+        "annotation PBI_ResultType",
+        "value",
+    ),
+    "a description of nothing": (TIER_TMDL, "\tpartition Tier", "\t/// of nothing\n\n\tpartition Tier", "///"),
+    "a column sorted by itself": (TIER_TMDL, "sortByColumn: tier_order", "sortByColumn: market_cap_tier", "no other"),
+    "a parameter that is none": (
+        f"{NAME}.SemanticModel/definition/expressions.tmdl",
+        "HistoryDays = 90 meta [IsParameterQuery=true, ",
+        "HistoryDays = 90 meta [",
+        "no parameter",
+    ),
+    "a key twice": (
+        GAINERS_JSON,
+        '"visualType": "tableEx",',
+        '"visualType": "tableEx", "visualType": "tableEx",',
+        "twice",
+    ),
+    "a text in place of a number": (GAINERS_JSON, '"x": ', '"x": "1", "angle": ', "pixels"),
+    "an object in place of a list": (GAINERS_JSON, '"grid": [', '"grid": {"0": [', "Expecting"),
+    "a number without a suffix": (GAINERS_JSON, '"Value": "1L"', '"Value": "1"', "literal"),
+    "a page that is opened and is not there": (
+        f"{DEFINITION}/pages/pages.json",
+        '"activePageName": "7590ce2b48ed4e957b33"',
+        '"activePageName": "none"',
+        "activePageName",
+    ),
+    "a theme of another name": (THEME_JSON, '"name": "CryptoMarketTheme.json"', '"name": "Theme"', "its name"),
+    "a theme of another form": (THEME_JSON, '"visualStyles": {', '"visualStyles": [], "others": {', "visualStyles"),
+}
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_the_source_is_named_with_its_file(copied_source: Path, mistake: str):
     file, old, new, reason = MISTAKES[mistake]
@@ -1225,10 +1270,67 @@ def test_a_mistake_in_the_source_is_named_with_its_file(copied_source: Path, mis
     assert reason in str(raised.value)
 
 
+def test_what_desktop_and_people_write_otherwise_is_built_all_the_same(copied_source: Path):
+    pages = copied_source / DEFINITION / "pages"
+    for path in pages.glob("*/page.json"):  # no background of its own, and one title for both
+        page = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps({key: page[key] for key in page if key != "objects"} | {"displayName": "Market/1"}))
+    cultures = copied_source / f"{NAME}.SemanticModel" / "definition" / "cultures"
+    cultures.mkdir()
+    (cultures / "en-US.tmdl").write_text(
+        "cultureInfo en-US\n\n\tlinguisticMetadata =\n"
+        '\t\t\t{\n\t\t\t  "Version": "1.0.0"\n\t\t\t}\n\t\tcontentType: json\n'
+    )
+    change(
+        copied_source,
+        f"{NAME}.SemanticModel/definition/model.tmdl",
+        "ref table Tier",
+        "ref cultureInfo en-US\nref table Tier",
+    )
+    change(copied_source, PRICES_TMDL, "formatString: #,0\n", 'formatString: "#,0"" coins"""\n')
+    change(copied_source, PRICES_TMDL, "+0.00%;-0.00%;0.00%", "Percent")
+    change(copied_source, PRICES_TMDL, "// COUNT leaves", "// as [Gainer Rank] does, COUNT leaves")
+    change(
+        copied_source,
+        PRICES_TMDL,
+        "measure 'Times Left Out' = CALCULATE(COUNTROWS('Time'), REMOVEFILTERS(), 'Time'[is_thin] = 1) + 0",
+        "measure 'Times Left Out' = ```\n"
+        "\t\t\tCALCULATE(COUNTROWS('Time'), REMOVEFILTERS(), 'Time'[is_thin] = 1) + 0\n\t\t\t```",
+    )
+    change(copied_source, TIER_TMDL, "\t\tisHidden\n", "\t\tisHidden\n\t\tchangedProperty = IsHidden\n\n")
+    gainers = copied_source / GAINERS_JSON
+    visual = json.loads(gainers.read_text(encoding="utf-8"))
+    visual["visual"]["query"]["sortDefinition"]["sort"] = [
+        {
+            "field": visual["visual"]["query"]["queryState"]["Values"]["projections"][1]["field"],
+            "direction": "Descending",
+        }
+    ]
+    del visual["filterConfig"]
+    gainers.write_bytes(b"\xef\xbb\xbf" + json.dumps(visual).replace("\n", "\r\n").encode())
+
+    built = run_copy(copied_source)
+
+    assert (built.returncode, built.stderr) == (0, "")
+    assert len(list(copied_source.glob("preview-market-1-*.png"))) == 2
+    model = json.loads(read_parts(copied_source / f"{NAME}.pbit")["DataModelSchema"].decode("utf-16-le"))
+    assert '#,0" coins"' in json.dumps(model, ensure_ascii=False).replace('\\"', '"')
+
+
+def run_copy(source: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run the build of a copy of the source into that copy."""
+    return subprocess.run(
+        [sys.executable, source / "build_dashboard.py", *options],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={key: value for key, value in os.environ.items() if not key.startswith(SETTING_PREFIXES)},
+    )
+
+
 def test_a_picture_shows_what_the_report_says_and_else_its_theme(copied_source: Path, awkward: Market):
     change(copied_source, GAINERS_JSON, "'Top 5 Gainers'", "'Five that rose most'")
-    theme = f"{NAME}.Report/StaticResources/RegisteredResources/CryptoMarketTheme.json"
-    change(copied_source, theme, '"title": [', '"title": [{"fontColor": {"solid": {"color": "#123456"}}},')
+    change(copied_source, THEME_JSON, '"title": [', '"title": [{"fontColor": {"solid": {"color": "#123456"}}},')
 
     _, report = read_source(copied_source / f"{NAME}.SemanticModel" / "definition", copied_source / f"{NAME}.Report")
     picture = draw_page(awkward.dashboard, report.pages[0], report.theme)
@@ -1255,16 +1357,8 @@ def test_a_build_from_a_source_with_a_mistake_leaves_the_files_as_they_were(
 ):
     change(copied_source, file, old, new)
     before = {path: path.read_bytes() for path in copied_source.iterdir() if path.is_file()}
-    options = ["--from-mysql"] if "HistoryDays" in reason else []
 
-    built = subprocess.run(
-        [sys.executable, copied_source / "build_dashboard.py", *options],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env={key: value for key, value in os.environ.items() if not key.startswith(SETTING_PREFIXES)}
-        | {"MYSQL_USER": "nobody", "MYSQL_PASSWORD": "none"},
-    )
+    built = run_copy(copied_source)
 
     assert built.returncode == 2
     assert built.stderr.count("\n") == 1
