@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime, timedelta
 from itertools import combinations, pairwise, product
 from pathlib import Path
@@ -751,6 +752,7 @@ def test_a_run_that_lands_between_the_queries_of_a_refresh_shows_whole_or_not_at
         points = {row["timestamp"]: row[measure] for row in mixed.groups([TIME], [measure])}
         assert None not in points and max(points) == latest.isoformat()
         assert points == {row["timestamp"]: row[measure] for row in whole.groups([TIME], [measure])}
+        assert mixed.values([measure]) == whole.values([measure])  # a period that holds every time
     drawn = mixed.groups([COIN], ["Coin Price (chart)"])
     assert [row["coin"] for row in drawn if row["Coin Price (chart)"] is not None] and None not in [
         row["coin"] for row in drawn
@@ -919,16 +921,20 @@ def read_metadata(path: Path) -> dict[str, list[tuple]]:
         "columns": "SELECT t.Name, c.ExplicitName, c.ExplicitDataType, c.IsHidden, c.FormatString, c.SummarizeBy,"
         " c.Description, c.LineageTag, s.ExplicitName FROM [Column] c JOIN [Table] t ON t.ID = c.TableID"
         " LEFT JOIN [Column] s ON s.ID = c.SortByColumnID WHERE t.Name NOT LIKE '%$%'",
-        "measures": "SELECT Name, Expression, FormatString, Description, DisplayFolder, LineageTag FROM Measure",
+        "measures": "SELECT Name, Expression, FormatString, Description, DisplayFolder, LineageTag, IsHidden, DataType"
+        " FROM Measure",
         "queries": "SELECT Name, QueryDefinition FROM Partition WHERE QueryDefinition IS NOT NULL",
         "parameters": "SELECT Name, Expression, Description FROM Expression",
         "annotations": "SELECT ObjectType, Name, Value FROM Annotation",
     }
+    with closing(open_metadata(path)) as metadata:
+        return {name: sorted(metadata.execute(query).fetchall(), key=repr) for name, query in queries.items()}
+
+
+def open_metadata(path: Path) -> sqlite3.Connection:
     metadata = sqlite3.connect(":memory:")
     metadata.deserialize(read_metadata_sqlite(decompress_datamodel(read_parts(path)["DataModel"])))
-    found = {name: sorted(metadata.execute(query).fetchall(), key=repr) for name, query in queries.items()}
-    metadata.close()
-    return found
+    return metadata
 
 
 @pytest.mark.parametrize("name", [f"{NAME}.pbix", f"{NAME}.pbit"])
@@ -962,11 +968,23 @@ def test_the_committed_pictures_are_what_the_source_makes(sample: Path, name: st
 def test_a_built_model_says_all_that_the_source_says(sample: Path):
     metadata = read_metadata(sample / f"{NAME}.pbix")
 
-    assert {(name, code, shown) for name, code, _, shown, *_ in metadata["measures"]} == {
-        (measure["name"], measure["expression"], measure["description"]) for measure in MEASURES.values()
+    said = ("name", "expression", "formatString", "description", "displayFolder", "lineageTag")
+    assert {row[:-1] for row in metadata["measures"]} == {
+        (*(measure.get(word) for word in said), measure.get("isHidden", False)) for measure in MEASURES.values()
     }
-    assert {(table, name): (shown, by) for table, name, *_, shown, _, by in metadata["columns"] if shown} == {
-        (table["name"], column["name"]): (column["description"], column.get("sortByColumn"))
+    types, codes = {"string": 2, "int64": 6, "double": 8, "dateTime": 9}, {"none": 2}
+    assert {row for row in metadata["columns"] if not str(row[1]).startswith("RowNumber")} == {
+        (
+            table["name"],
+            column["name"],
+            types[column["dataType"]],
+            column.get("isHidden", False),
+            column.get("formatString"),
+            codes[column["summarizeBy"]],
+            column["description"],
+            column["lineageTag"],
+            column.get("sortByColumn"),
+        )
         for table in TABLES.values()
         for column in table["columns"]
     }
@@ -992,6 +1010,29 @@ def test_a_built_model_says_all_that_the_source_says(sample: Path):
     ]
     assert (1, "__PBI_TimeIntelligenceEnabled", "0") in noted
     assert metadata["annotations"] == sorted(noted, key=repr)
+
+
+def test_the_metadata_is_as_desktop_writes_it(sample: Path):
+    with closing(open_metadata(sample / f"{NAME}.pbix")) as metadata:
+
+        def read(query: str) -> set[tuple]:
+            return set(metadata.execute(query).fetchall())
+
+        keys = "SELECT TableID FROM [Column] WHERE IsKey GROUP BY TableID HAVING COUNT(*) > 1"
+        assert read(keys) == set()  # Desktop refuses a table with two
+        assert read("SELECT InferredDataType FROM [Column] WHERE Type = 1") == {(19,)}
+        assert 9 not in {code for (code,) in read("SELECT DataType FROM DictionaryStorage")}
+        none = "SELECT QueryGroupID, ParameterValuesColumnID, ExpressionSourceID, ModifiedTime IS NULL FROM Expression"
+        assert read(none) == {(0, 0, 0, 0)}
+        assert read("SELECT LinguisticMetadataID FROM Culture") == {(0,)}
+        codes = {name: code for name, code in read("SELECT Name, DataType FROM Measure")}
+    assert {codes[name] for name in TEXTS} == {2} and codes["Latest Snapshot"] == 9
+    assert {codes[name] for name in codes.keys() - TEXTS - {"Latest Snapshot"}} == {8}
+
+
+@pytest.mark.parametrize("name", [f"{NAME}.pbix", f"{NAME}.pbit"])
+def test_the_container_has_the_version_of_a_report_in_pbir(sample: Path, name: str):
+    assert read_parts(sample / name)["Version"].decode("utf-16-le") == "1.32"
 
 
 def test_the_template_holds_the_whole_model_and_no_row(sample: Path):
@@ -1337,6 +1378,9 @@ def test_a_picture_shows_what_the_report_says_and_else_its_theme(copied_source: 
 
     (title,) = (text for text in picture.axes[0].texts if text.get_text() == "Five that rose most")
     assert title.get_color() == "#123456"
+    below = sorted((text.get_position()[1], text.get_text()) for text in picture.axes[0].texts)
+    leaps, climbs = (next(y for y, text in below if text.startswith(name)) for name in ("Leaps", "Climbs"))
+    assert title.get_position()[1] < leaps < climbs
 
 
 @pytest.mark.parametrize(
@@ -1426,14 +1470,15 @@ def test_a_folder_that_cannot_be_made_is_named_in_one_line(tmp_path: Path):
     assert built.stderr.count("\n") == 1 and "name another folder" in built.stderr
 
 
-def test_a_file_that_cannot_be_written_is_named_in_one_line_and_nothing_half_stays(tmp_path: Path):
-    (tmp_path / "out" / f"{NAME}.pbix").mkdir(parents=True)
+@pytest.mark.parametrize("name", [f"{NAME}.pbix", "preview-market-trends.png"])
+def test_a_file_that_cannot_be_written_is_named_in_one_line_and_nothing_half_stays(tmp_path: Path, name: str):
+    (tmp_path / "out" / name).mkdir(parents=True)
 
     built = build(tmp_path / "out")
 
     assert built.returncode == 2
-    assert built.stderr.count("\n") == 1 and "cannot write" in built.stderr
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"{NAME}.pbix"]
+    assert built.stderr.count("\n") == 1 and "cannot write" in built.stderr and name in built.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
 
 
 def test_a_wrong_password_is_told_in_one_line(server: Any, tmp_path: Path):
