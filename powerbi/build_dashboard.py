@@ -546,7 +546,7 @@ def main(argv: list[str] | None = None) -> int:
             else:
                 tables = embedded_tables(read_sample_rows())
         times = tables["crypto_prices"]["timestamp"]
-        say(options, f"{len(times):,} rows, taken at {times.nunique():,} times")
+        say(options, f"{len(times):,} rows; times: {times.nunique():,}")
         if options.dry_run:
             say(options, f"would be written to {options.out} (dry run)")
             return 0

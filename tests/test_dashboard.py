@@ -1086,7 +1086,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path):
     built = build(tmp_path / "out", "--dry-run")
 
     assert (built.returncode, built.stderr) == (0, "")
-    assert "3,076 rows, taken at 31 times" in built.stdout
+    assert "3,076 rows; times: 31" in built.stdout
     assert not (tmp_path / "out").exists()
 
 
