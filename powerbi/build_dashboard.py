@@ -182,7 +182,7 @@ def history_days(model: Model) -> float:
 
 def columns_to_read(model: Model) -> list[str]:
     """The columns of the database that the model has, and those that make the label of a coin."""
-    return [*(column["name"] for column in model.tables["crypto_prices"]["columns"]), "symbol", "name"]
+    return [*(column["sourceColumn"] for column in model.tables["crypto_prices"]["columns"]), "symbol", "name"]
 
 
 # ---------------------------------------------------------------------------------------------------- the data model
@@ -286,6 +286,9 @@ class Metadata:
         ((row_id,),) = found
         return row_id
 
+    def find_column(self, table: str, name: str) -> int:
+        return self.find("Column", TableID=self.find("Table", Name=table), ExplicitName=name)
+
     def update(self, table: str, row_id: int, **values: object) -> None:
         assigned = ", ".join(f"{column} = ?" for column in values)
         self.connection.execute(f"UPDATE [{table}] SET {assigned} WHERE ID = ?", (*values.values(), row_id))
@@ -318,12 +321,10 @@ def write_metadata(connection: sqlite3.Connection, model: Model) -> None:
     for table in tmsl["tables"]:
         write_table(metadata, table)
     for relationship in tmsl["relationships"]:
-        tables = (metadata.find("Table", Name=relationship[f"{end}Table"]) for end in ("from", "to"))
-        columns = (
-            metadata.find("Column", TableID=table, ExplicitName=relationship[f"{end}Column"])
-            for table, end in zip(tables, ("from", "to"), strict=True)
-        )
-        ends = dict(zip(("FromColumnID", "ToColumnID"), columns, strict=True))
+        ends = {
+            f"{end.title()}ColumnID": metadata.find_column(relationship[f"{end}Table"], relationship[f"{end}Column"])
+            for end in ("from", "to")
+        }
         metadata.update("Relationship", metadata.find("Relationship", **ends), Name=relationship["name"])
     for correction in CORRECTIONS:
         connection.execute(correction)
@@ -377,9 +378,7 @@ def write_table(metadata: Metadata, table: Document) -> None:
     metadata.update(
         "Partition", metadata.find("Partition", TableID=table_id), Name=partition["name"], QueryDefinition=query
     )
-    ids = {
-        each["name"]: metadata.find("Column", TableID=table_id, ExplicitName=each["name"]) for each in table["columns"]
-    }
+    ids = {column["name"]: metadata.find_column(table["name"], column["name"]) for column in table["columns"]}
     for column in table["columns"]:
         metadata.update(
             "Column",
