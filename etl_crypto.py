@@ -1611,11 +1611,12 @@ def run_script(
         return error.exit_code
     except ModuleNotFoundError as error:
         script_log.error(
-            "the Python module %s is missing: %s -m pip install -r %s, or start the script by bash sql/local_mysql.sh,"
-            " which does so, see README.md",
+            "the Python module %s is missing: %s -m pip install -r %s, or start the script by"
+            " bash sql/local_mysql.sh%s, which does so",
             error.name,
             sys.executable,
             requirements,
+            "" if requirements == "requirements.txt" else f" --with {requirements}",
             exc_info=options.verbose,
         )
         return ConfigError.exit_code
