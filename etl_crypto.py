@@ -336,9 +336,7 @@ def read_environment(env_file: Path | None) -> dict[str, str]:
         raise ConfigError(f"cannot read {path} ({shown(str(error))}): save it as a text file in UTF-8") from error
     for line in parse_stream(StringIO(text)):
         if line.error:
-            raise ConfigError(
-                f"{path}, line {line.original.line}, is not KEY=value: mend it (a quote without its end?)"
-            )
+            raise ConfigError(f"{path}, line {line.original.line}, is not KEY=value: fix it (a quote without its end?)")
     in_file = dotenv_values(stream=StringIO(text), interpolate=False)
     return {key: value for key, value in in_file.items() if value is not None} | dict(os.environ)
 
@@ -527,7 +525,7 @@ def connect(settings: Settings) -> Connection:
 
 @contextmanager
 def transaction(settings: Settings, connection: Connection) -> Iterator[Any]:
-    """A cursor; left well, its work is committed; left by an exception, it is rolled back and the exception goes on.
+    """A cursor: commit on success, roll back and re-raise on error.
 
     What MySQL raises becomes a DatabaseError. This is the one place that commits.
     """
@@ -691,7 +689,7 @@ def in_transaction(settings: Settings, connection: Connection, work: Callable[[A
     """What `work(cursor)` returns, done in one transaction, on a connection that holds the run lock.
 
     A deadlock, a lock wait or a lost connection is tried again, three times, on a fresh session that has taken the lock
-    anew; so `work` must come to the same when it is done twice. Raises DatabaseError, and BusyError for a lost lock.
+    again; so `work` must be idempotent. Raises DatabaseError, and BusyError for a lost lock.
     """
     is_open = connection.is_connected()  # a long fetch is longer than some servers keep an idle session
     retries = 0
@@ -1450,7 +1448,7 @@ def run(
     if unusable:
         raise DataError(
             f"{len(unusable)} of {len(paths)} files were not loaded, for the reasons above ({listed(unusable)}):"
-            " mend or leave out these, the others need no second run"
+            " fix or leave out these, the others need no second run"
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from report_source import (
     Document,
+    Field,
     Model,
     Node,
     Objects,
@@ -417,6 +418,8 @@ def check_documents(folder: Path, documents: dict[Path, Document], model: Model)
 def check_pages(folder: Path, documents: dict[Path, Document]) -> None:
     """pages.json lists the folders that are there, each with its page.json, and opens one of them."""
     order = part(folder / "pages.json", documents[folder / "pages.json"], "pageOrder", list)
+    if not order or not all(isinstance(name, str) for name in order):
+        raise SourceError(f"{folder / 'pages.json'}: pageOrder does not list the names of the pages' folders")
     pages = {path.parent.name: path for path in documents if path.name == "page.json"}
     for name in sorted({*order, *pages}):
         if order.count(name) != 1 or name not in pages:
@@ -487,6 +490,7 @@ def check_visual(path: Path, document: Document) -> None:
     check_keys(path, "sortDefinition", sort)
     for order in part(path, sort, "sort", list):
         check_keys(path, "sort", order)
+        read_field(path, order, "what it is sorted by")
         if order["direction"] not in ("Ascending", "Descending"):
             raise SourceError(f"{path}: the direction {order['direction']} is neither Ascending nor Descending")
     state = part(path, query, "queryState", dict)
@@ -545,13 +549,18 @@ def check_reference(path: Path, kind: str, reference: Document, aliases: dict[An
         raise SourceError(f"{path}: the model has no {kind.lower()} {reference.get('Property')} in a table {table}")
 
 
+def read_field(path: Path, node: Document, what: str) -> Field:
+    """The column or measure that a projection or a sort order names. Raises SourceError for anything else."""
+    try:
+        return to_field(node)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SourceError(f"{path}: {what} is neither a column nor a measure of a table") from error
+
+
 def check_projection(path: Path, projection: Document) -> str:
     """The name of the field that a visual shows."""
     reference = projection["queryRef"]
-    try:
-        field = to_field(projection)
-    except (KeyError, TypeError, ValueError) as error:
-        raise SourceError(f"{path}: {reference} is neither a column nor a measure of a table") from error
+    field = read_field(path, projection, reference)
     if reference != field.column:
         raise SourceError(f"{path}: the queryRef {reference} is not that of its field, {field.column}")
     return reference

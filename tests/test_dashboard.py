@@ -1294,6 +1294,18 @@ MISTAKES |= {
         '"activePageName": "none"',
         "activePageName",
     ),
+    "no page at all": (
+        f"{DEFINITION}/pages/pages.json",
+        '"pageOrder": [',
+        '"pageOrder": [], "others": [',
+        "pageOrder",
+    ),
+    "a sort by a sum": (
+        GAINERS_JSON,
+        '"sort": [',
+        '"sort": [{"field": {"Aggregation": {"Expression": {}, "Function": 0}}, "direction": "Ascending"}, ',
+        "sorted by",
+    ),
     "a theme of another name": (THEME_JSON, '"name": "CryptoMarketTheme.json"', '"name": "Theme"', "its name"),
     "a theme of another form": (THEME_JSON, '"visualStyles": {', '"visualStyles": [], "others": {', "visualStyles"),
 }
