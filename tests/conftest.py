@@ -8,12 +8,14 @@ the tests that need one are skipped.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import mysql.connector
@@ -21,6 +23,11 @@ import pytest
 
 from etl_crypto import Settings, parse_settings
 from tests.stub_coingecko import StubCoinGecko
+
+if TYPE_CHECKING:
+    from tests.dashboard import Market
+
+pytest.register_assert_rewrite("tests.dashboard")
 
 # A shell that starts the tests in the background has Ctrl-C ignored, by the scripts that the tests start as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -269,3 +276,53 @@ def one_line_error(result: subprocess.CompletedProcess[str], exit_code: int, *pa
     for part in parts:
         assert part in errors[0]
     assert "Traceback" not in result.stderr
+
+
+# -------------------------------------------------------------------------------------------------------- the dashboard
+# The pipeline's tests run without powerbi/requirements.txt, so what needs it is imported where it is used.
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the build makes of the dashboard's source and the sample market."""
+    from tests.dashboard import build
+
+    folder = tmp_path_factory.mktemp("sample")
+    built = build(folder)
+    assert (built.returncode, built.stderr) == (0, "")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_market(server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Makes markets, whose databases and open dashboards last until all tests have run."""
+    from tests.dashboard import Market
+
+    markets: list[Market] = []
+
+    def make(rows: list[dict[str, object]]) -> Market:
+        markets.append(Market(Database(server), tmp_path_factory.mktemp("market"), rows))
+        markets[-1].dashboard.__enter__()
+        return markets[-1]
+
+    yield make
+    for market in markets:
+        market.dashboard.__exit__()
+        market.database.drop()
+
+
+@pytest.fixture(scope="session")
+def awkward(make_market: Any) -> Market:
+    from tests.dashboard import make_awkward_market
+
+    return make_market(make_awkward_market())
+
+
+@pytest.fixture
+def copied_source(tmp_path: Path) -> Path:
+    """A copy of the project's files that the build of the dashboard uses."""
+    for script in ("etl_crypto.py", "segment_and_load.py"):
+        shutil.copy(PROJECT_DIR / script, tmp_path)
+    shutil.copytree(PROJECT_DIR / "powerbi", tmp_path / "powerbi", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PROJECT_DIR / "tests" / "data", tmp_path / "tests" / "data")
+    return tmp_path / "powerbi"

@@ -1,0 +1,53 @@
+"""The coins that the build puts into a .pbix: their labels, and their order by size."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from build_dashboard import NAME
+from draw_preview import in_order
+from pbix_mcp.formats.model_reader import ModelReader
+
+from tests.dashboard import TABLES, VISUALS, Market, read_table
+
+
+def test_a_label_is_the_newest_name_of_one_coin_alone(awkward: Market):
+    rows = read_table(awkward.dashboard, "Coin")
+    coins = {row["coin_id"]: row["coin"] for row in rows}
+
+    assert len(rows) == len(coins) == 25  # a coin has one label, whatever it was called before
+    assert coins["renamed"] == "New Name (NEW)"
+    assert coins["nameless"] == "nameless"
+    assert coins["emoji"] == "Émoji 🏮 =1+1 %(name)s"
+    assert coins["twin-a"] == "Twin (TWN) - twin-a"
+    assert coins["twin-c"] == "TWIN (TWN) - twin-c"
+    assert coins["dash"] == "Twin (TWN) - twin-a - dash"  # its name is the label of another
+    assert coins["spaced"] == "Tabbed name (SPAC)"
+    assert len({coin.lower() for coin in coins.values()}) == 25
+
+
+def test_a_coin_s_size_rank_is_its_place_in_the_newest_snapshot_and_those_that_left_come_last(awkward: Market):
+    ranks = {row["coin_id"]: row["size_rank"] for row in read_table(awkward.dashboard, "Coin")}
+
+    expected = awkward.sql(
+        "SELECT coin_id, ROW_NUMBER() OVER (ORDER BY market_cap IS NULL, market_cap DESC, coin_id) FROM latest"
+    )
+    assert ranks == dict(expected) | {"gone": len(expected) + 1}
+
+
+def test_the_slicer_lists_the_coins_by_size(awkward: Market):
+    (order,) = [column.get("sortByColumn") for column in TABLES["Coin"]["columns"] if column["name"] == "coin"]
+    labels = {row["size_rank"]: row["coin"] for row in read_table(awkward.dashboard, "Coin")}
+
+    assert order == "size_rank"
+    assert in_order(awkward.dashboard, VISUALS["slicer-coin"].field("Values")) == [labels[n] for n in sorted(labels)]
+
+
+def test_the_names_of_the_sample_look_like_a_market(sample: Path):
+    rows = {name: ModelReader(str(sample / f"{NAME}.pbix")).get_table(name) for name in ("Coin", "Time")}
+    names = [row[rows["Coin"]["columns"].index("coin")] for row in rows["Coin"]["rows"]]
+
+    assert len(names) == len(set(names)) == 100
+    assert all(re.fullmatch(r"[A-Z][A-Za-z]+( Dollar)? \([A-Z]{4}\)", name) for name in names)
+    assert len(rows["Time"]["rows"]) == 31
