@@ -1,7 +1,7 @@
 """Run the pipeline: CoinGecko's market into MySQL, with its tiers, by hand or from cron.
 
   python pipeline_orchestrator.py                            the COIN_LIMIT largest coins, as they are now
-  python pipeline_orchestrator.py --replay snapshots/*.gz    kept answers again
+  python pipeline_orchestrator.py --replay snapshots/*.gz    raw snapshots again
   python pipeline_orchestrator.py --backfill 90              the daily history of these coins before
   python pipeline_orchestrator.py --status --max-age 60      is the table up to date?
 
@@ -11,72 +11,41 @@ Settings come from .env (see .env.example); exit codes are in README.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
 import re
 import sys
+import threading
 import time
-from collections import Counter, defaultdict
+from argparse import Namespace
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import quote as quote_url
 
-from etl_crypto import (
-    BACKFILL_LOCK,
-    COLUMNS,
-    EPOCH,
-    CoinGecko,
-    DatabaseError,
-    DataError,
-    Market,
-    Settings,
-    StaleError,
-    add_extract_options,
-    connect,
-    end_process,
-    floor_time,
-    in_background,
-    in_one_transaction,
-    in_transaction,
-    keep_answer,
-    listed,
-    make_parser,
-    mysql_errors,
-    parse_options,
-    print_result,
-    read_answer,
-    run,
-    run_script,
-    say,
-    shown,
-    signals_held,
-    take_lock,
-    upsert,
-    writing_connection,
-)
-from segment_and_load import TIERS, assign_tiers, count_rows, describe, segment, warn_of_other_bounds
-
-if TYPE_CHECKING:
-    from mysql.connector.abstracts import MySQLConnectionAbstract as Connection
+import etl_crypto
+import segment_and_load
+from etl_crypto import Batch, ConfigError, DataError, Settings, floor_time, print_result, say
+from sql import crypto_prices
+from sql.connection import Database, PipelineError, defer_signals, join_quoted, quote
+from sql.crypto_prices import BACKFILL_LOCK, COLUMNS, Status, open_database
 
 log = logging.getLogger("pipeline_orchestrator")
+MINUTES_PER_DAY = 1_440
 
-MINUTES_A_DAY = 1_440
 
-# Backfill.
-DAYS_IN_REACH = 365  # back, without a key and with a Demo key
-DEMO_CALLS_A_MONTH = 10_000
-HISTORY_FILE = re.compile(r"(?P<name>.+\.[0-9a-f]{16})\.(?P<asked>\d{4}-\d\d-\d\d)\.(?P<days>\d+)\.json\.gz")
-BACKFILL_PATIENCE = 1_800  # seconds for a run that is going on: without a key one may wait for the API for minutes
-BAR_WIDTH = 30
+class StaleDataError(PipelineError):
+    """The table is empty, or its newest snapshot is too old."""
+
+    exit_code = 6
 
 
 # --------------------------------------------------------------------------------------------------------- summary
@@ -93,7 +62,8 @@ class Step:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        begun = time.monotonic()
+        """Count the time of what is done inside as this step's, which has failed when that raises."""
+        started = time.monotonic()
         try:
             yield
             self.state = "done"
@@ -101,42 +71,52 @@ class Step:
             self.state = "failed"
             raise
         finally:
-            self.seconds += time.monotonic() - begun
+            self.seconds += time.monotonic() - started
+
+    def timed_each(self, items: Iterator[Batch]) -> Iterator[Batch]:
+        """`items`, the time that each takes to come counted as this step's."""
+        while True:
+            with self.timed():
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+
+    def __str__(self) -> str:
+        return f"{self.name:20} {self.state:11} {self.seconds:7.1f}   {self.detail}".rstrip()
 
 
-def table_of(steps: Iterable[Step]) -> Iterator[str]:
-    yield f"{'step':20} {'state':11} {'seconds':>7}   detail"
-    for step in steps:
-        yield f"{step.name:20} {step.state:11} {step.seconds:7.1f}   {step.detail}".rstrip()
+@contextmanager
+def summarized(options: Namespace, *steps: Step, result: Callable[[], Iterable[str]] = tuple) -> Iterator[None]:
+    """Print the steps and the lines of `result()` at the end: after a failure always, else unless -q."""
+
+    def lines() -> str:
+        return "\n".join((f"{'step':20} {'state':11} {'seconds':>7}   detail", *map(str, steps), *result()))
+
+    try:
+        yield
+    except BaseException:
+        with suppress(PipelineError):
+            print_result(lines())
+        raise
+    say(options, lines())
 
 
-class TierTotal(NamedTuple):
-    """The coins of one tier in a snapshot."""
+def describe_snapshot(batch: Batch | None, settings: Settings) -> Iterator[str]:
+    """Time, coins and market cap of a snapshot, in all and by tier; nothing when there is none."""
+    if batch is None:
+        return
+    with defer_signals():
+        import pandas as pd
 
-    coins: int
-    market_cap: float  # USD, of those that have one
-
-
-@dataclass
-class Summary:
-    """What a run came to: its steps, and the newest snapshot that it wrote."""
-
-    extract: Step = field(default_factory=lambda: Step("extract and load"))
-    segment: Step = field(default_factory=lambda: Step("segment"))
-    timestamp: datetime | None = None  # UTC
-    totals: dict[str, TierTotal] = field(default_factory=dict)  # by tier
-
-    def lines(self) -> Iterator[str]:
-        yield from table_of((self.extract, self.segment))
-        if not self.totals:
-            return
-        coins = sum(total.coins for total in self.totals.values())
-        market_cap = sum(total.market_cap for total in self.totals.values())
-        yield f"snapshot {self.timestamp:%Y-%m-%d %H:%M} UTC: {coins} coins, total market cap {dollars(market_cap)}"
-        for tier in TIERS:
-            total = self.totals.get(tier, TierTotal(0, 0.0))
-            share = f"{total.market_cap / market_cap:6.1%}" if market_cap else ""
-            yield f"  {tier:18} {total.coins:5} coins {dollars(total.market_cap):>11} {share}".rstrip()
+    market_cap = COLUMNS.index("market_cap")
+    caps = pd.Series([row[market_cap] for row in batch.rows], dtype="float64")
+    tiers = caps.groupby(segment_and_load.assign_tiers(caps, settings), observed=False)
+    total, coins, totals = float(caps.sum()), tiers.size(), tiers.sum()
+    yield f"snapshot {batch.timestamp:%Y-%m-%d %H:%M} UTC: {len(caps):,} coins, total market cap {dollars(total)}"
+    for tier in segment_and_load.TIERS:
+        share = f"{totals[tier] / total:6.1%}" if total else ""
+        yield f"  {tier:18} {coins[tier]:6,} coins {dollars(totals[tier]):>11} {share}".rstrip()
 
 
 def dollars(amount: float) -> str:
@@ -147,76 +127,60 @@ def dollars(amount: float) -> str:
     return f"${amount:.2f}"
 
 
-def total_by_tier(market: Market, settings: Settings) -> dict[str, TierTotal]:
-    """What `read_totals` would give once `market` is in the table."""
-    with signals_held():
-        import pandas as pd
-
-    market_cap = COLUMNS.index("market_cap")
-    coins = pd.DataFrame({"market_cap": [row[market_cap] for row in market.rows]}, dtype="float64")
-    coins["tier"] = assign_tiers(coins["market_cap"], settings)
-    return {tier: TierTotal(len(caps), float(caps.sum())) for tier, caps in coins.groupby("tier")["market_cap"]}
-
-
-def read_totals(cursor: Any, timestamp: datetime) -> dict[str, TierTotal]:
-    """Coins and market cap of each tier in the snapshot of `timestamp`."""
-    cursor.execute(
-        "SELECT market_cap_tier, COUNT(*), SUM(market_cap) FROM crypto_prices WHERE timestamp = %s"
-        " GROUP BY market_cap_tier",
-        (timestamp,),
-    )
-    return {tier: TierTotal(coins, market_cap or 0.0) for tier, coins, market_cap in cursor.fetchall()}
+def duration(minutes: float) -> str:
+    """`minutes` as 12 min, 3 h 20 min or 4 d 2 h."""
+    whole = int(minutes)
+    if whole < 60:
+        return f"{whole} min"
+    if whole < 48 * 60:
+        return f"{whole // 60} h {whole % 60} min"
+    return f"{whole // 1440} d {whole % 1440 // 60} h"
 
 
-# ------------------------------------------------------------------------------------------------------------- run
+# ------------------------------------------------------------------------------------------------ fetch, load, segment
 
 
-def run_pipeline(settings: Settings, options: argparse.Namespace, summary: Summary) -> None:
-    """The two steps in order, each snapshot and its tiers in one transaction. `summary` tells of a failure too."""
-    extract, tiering = summary.extract, summary.segment
-    extract.detail = "nothing written"
-    in_background(import_module, "pandas")  # which takes as long as a page: it is there when the tiers are due
-    snapshots = coins = rejected = 0
-    tiered: Counter[str] = Counter()
+def run_pipeline(settings: Settings, options: Namespace) -> None:
+    """The market, or the files of --replay, into the table with their tiers: one transaction for each snapshot."""
+    server = None if options.dry_run else settings.server
+    reading = Step("read files" if options.replay else "fetch")
+    loading = Step("load and segment", "dry run" if options.dry_run else "not run")
+    write = partial(load_and_segment, settings=settings, options=options)
+    newest: Batch | None = None
+    snapshots = calls = coins = rejected = 0
+    with (
+        summarized(options, reading, loading, result=lambda: describe_snapshot(newest, settings)),
+        open_database(server) if server else nullcontext() as database,
+    ):
+        # It takes as long as a page of the market: it is there when the tiers are due.
+        threading.Thread(target=import_module, args=("pandas",), daemon=True).start()
+        for batch in reading.timed_each(etl_crypto.read_batches(settings, options)):
+            if database:
+                with loading.timed():
+                    etl_crypto.load(settings, options, database, batch, write)
+            snapshots, calls = snapshots + 1, calls + batch.calls
+            coins, rejected = coins + len(batch.rows), rejected + len(batch.rejected)
+            source = f"{snapshots:,} snapshots" if options.replay else f"{calls:,} calls"
+            reading.detail = f"{source}, {coins + rejected:,} coins"
+            loading.detail = f"{coins:,} coins, {rejected:,} rejected"
+            newest = max(newest or batch, batch, key=lambda each: each.timestamp)
 
-    def write(cursor: Any, market: Market) -> tuple[Counter[str], dict[str, TierTotal]]:
-        upsert(cursor, market.rows)
-        with tiering.timed():
-            tiers = segment(cursor, settings).rows
-            if not options.replay:
-                warn_of_other_bounds(cursor, settings, market.snapshot.timestamp)
-        return tiers, read_totals(cursor, market.snapshot.timestamp)
 
-    try:
-        with extract.timed(), nullcontext() if options.dry_run else writing_connection(settings) as connection:
-            for market, result in run(settings, options, connection, write):
-                tiers, totals = result or (Counter(), total_by_tier(market, settings))
-                snapshots += 1
-                coins += len(market.rows)
-                rejected += len(market.rejected)
-                tiered += tiers
-                several = f"{snapshots} snapshots, " if snapshots > 1 else ""
-                extract.detail = f"{several}{coins} coins, {rejected} rejected"
-                tiering.detail = describe(tiered, "tiered")
-                if summary.timestamp is None or market.snapshot.timestamp >= summary.timestamp:
-                    summary.timestamp, summary.totals = market.snapshot.timestamp, totals
-    except BaseException:
-        if tiering.state == "failed":
-            extract.state = "rolled back"
-        elif snapshots:
-            extract.state = "incomplete"
-        elif tiering.state == "done":
-            tiering.state = "rolled back"
-        raise
-    finally:
-        extract.seconds -= tiering.seconds
-        if options.dry_run:
-            tiering.detail = ""
-    if options.dry_run:
-        extract.state, tiering.state = "dry run", "dry run"
+def load_and_segment(cursor: Any, batch: Batch, settings: Settings, options: Namespace) -> None:
+    """Within one transaction: a reader sees the snapshot with its tiers, or not at all."""
+    crypto_prices.upsert(cursor, batch.rows)
+    segment_and_load.segment(cursor, settings)
+    if not options.replay:
+        segment_and_load.warn_of_other_bounds(cursor, settings, batch.timestamp)
 
 
 # -------------------------------------------------------------------------------------------------------- backfill
+
+DAYS_IN_REACH = 365  # back, without a key and with a Demo key
+DEMO_CALLS_PER_MONTH = 10_000
+HISTORY_FILE = re.compile(r"(?P<name>.+\.[0-9a-f]{16})\.(?P<asked>\d{4}-\d\d-\d\d)\.(?P<days>\d+)\.json\.gz")
+LOCK_TIMEOUT = 1_800  # seconds for a run that is going on: without a key one may wait for the API for minutes
+BAR_WIDTH = 30
 
 
 class Coin(NamedTuple):
@@ -254,42 +218,22 @@ class Point(NamedTuple):
 
 def read_backfill(cursor: Any, settings: Settings, days: int) -> Backfill:
     """What a backfill of `days` days has to do. Raises DataError when the table is empty."""
-    cursor.execute("SELECT MAX(timestamp) FROM crypto_prices")
-    (newest,) = cursor.fetchone()
+    newest = crypto_prices.read_newest(cursor)
     if newest is None:
         raise DataError(
             f"{settings.mysql_database}.crypto_prices is empty, and a backfill is for the coins of its newest snapshot:"
             " run python pipeline_orchestrator.py first"
         )
-    cursor.execute(
-        "SELECT coin_id, symbol, name FROM crypto_prices WHERE timestamp = %s"
-        " ORDER BY market_cap IS NULL, market_cap DESC, coin_id",
-        (newest,),
-    )
-    coins = [Coin(*row) for row in cursor.fetchall()]
-    first = floor_time(newest, MINUTES_A_DAY) - timedelta(days=days)
+    coins = [Coin(*row) for row in crypto_prices.read_coins(cursor, newest)]
+    first = floor_time(newest, MINUTES_PER_DAY) - timedelta(days=days)
     wanted = [first + timedelta(days=day) for day in range(days)]
-    cursor.execute(
-        f"SELECT timestamp, coin_id FROM crypto_prices WHERE timestamp IN ({', '.join(['%s'] * days)})", tuple(wanted)
-    )
     ids = {coin.coin_id for coin in coins}
-    present: dict[datetime, set[str]] = {day: set() for day in wanted}
-    for day, coin_id in cursor.fetchall():
-        if coin_id in ids:
-            present[day].add(coin_id)
+    present = {day: found & ids for day, found in crypto_prices.read_ids(cursor, wanted).items()}
     complete = set.intersection(*present.values())
-    histories = find_histories(settings.snapshot_dir / "history") if settings.snapshot_dir else {}
-    kept, missing = {}, []
-    for coin in coins:
-        if coin.coin_id in complete:
-            continue
-        for history in histories.get(history_name(coin), ()):
-            # asked for when all wanted days were over, and as far back as it could be
-            if history.asked > wanted[-1] and history.days >= days_to_ask(settings, first, history.asked):
-                kept[coin] = history.path
-        if coin not in kept:
-            missing.append(coin)
-    return Backfill(newest, coins, wanted, present, kept, missing)
+    incomplete = [coin for coin in coins if coin.coin_id not in complete]
+    found = find_histories(settings, wanted)
+    kept = {coin: found[history_name(coin)] for coin in incomplete if history_name(coin) in found}
+    return Backfill(newest, coins, wanted, present, kept, [coin for coin in incomplete if coin not in kept])
 
 
 def days_to_ask(settings: Settings, first: datetime, today: datetime) -> int:
@@ -299,28 +243,21 @@ def days_to_ask(settings: Settings, first: datetime, today: datetime) -> int:
     return days if is_pro else min(days, DAYS_IN_REACH)
 
 
-class KeptHistory(NamedTuple):
-    """A kept answer of /coins/{id}/market_chart: the day it was asked for on, and how many days back it reaches."""
-
-    asked: datetime
-    days: int
-    path: Path
-
-
 def history_name(coin: Coin) -> str:
     """What the files with the history of `coin` begin with: whatever its id is made of, every system takes it."""
     readable = re.sub("[^a-z0-9-]", "_", coin.coin_id.lower())[:40]
     return f"{readable}.{sha256(coin.coin_id.encode()).hexdigest()[:16]}"
 
 
-def find_histories(folder: Path) -> dict[str, list[KeptHistory]]:
-    """The kept answers in `folder`, by `history_name`."""
-    found: dict[str, list[KeptHistory]] = defaultdict(list)
-    for path in folder.glob("*.json.gz"):
-        match = HISTORY_FILE.fullmatch(path.name)
-        if match:
+def find_histories(settings: Settings, days: list[datetime]) -> dict[str, Path]:
+    """The kept answers of an earlier backfill that will do for `days`, by `history_name`."""
+    found = {}
+    for path in (settings.snapshot_dir / "history").glob("*.json.gz") if settings.snapshot_dir else ():
+        if match := HISTORY_FILE.fullmatch(path.name):
             asked = datetime.strptime(match["asked"], "%Y-%m-%d")  # naive: UTC throughout
-            found[match["name"]].append(KeptHistory(asked, int(match["days"]), path))
+            # asked for when all of `days` were over, and as far back as it could be
+            if asked > days[-1] and int(match["days"]) >= days_to_ask(settings, days[0], asked):
+                found[match["name"]] = path
     return found
 
 
@@ -331,17 +268,17 @@ def keep_history(settings: Settings, coin: Coin, asked: datetime, days: int, ans
     folder = settings.snapshot_dir / "history"
     path = folder / f"{history_name(coin)}.{asked:%Y-%m-%d}.{days}.json.gz"
     try:
-        keep_answer(path, answer)
+        etl_crypto.write_json(path, answer)
         for older in set(folder.glob(f"{history_name(coin)}.*.json.gz")) - {path}:
             older.unlink()
     except OSError as error:
-        log.warning("the history of %s cannot be kept in %s (%s)", shown(coin.coin_id), folder, error.strerror)
+        log.warning("the history of %s cannot be kept in %s (%s)", quote(coin.coin_id), folder, error.strerror)
 
 
 def read_history(path: Path) -> dict | None:
     """A kept answer; None: the coin was gone. Raises DataError."""
     try:
-        return read_answer(path)
+        return etl_crypto.read_json(path)
     except DataError as error:
         raise DataError(f"{path}: {error}: remove it and start the same command again") from error
 
@@ -356,7 +293,7 @@ def estimate(settings: Settings, backfill: Backfill) -> Iterator[str]:
     kept = f"{len(backfill.kept)} answers are kept already" if backfill.kept else "no answer is kept yet"
     if calls:
         pace = f"{duration(math.ceil(calls / settings.requests_per_minute))} at {settings.requests_per_minute} a minute"
-        share = f"{calls / DEMO_CALLS_A_MONTH:.1%} of the {DEMO_CALLS_A_MONTH:,} calls a month of a Demo key"
+        share = f"{calls / DEMO_CALLS_PER_MONTH:.1%} of the {DEMO_CALLS_PER_MONTH:,} calls a month of a Demo key"
         yield f"  to fetch  {calls} coins, a call each: {pace}, {share}; {kept}"
     else:
         yield "  to fetch  nothing: every day is there, or its answer kept"
@@ -364,30 +301,30 @@ def estimate(settings: Settings, backfill: Backfill) -> Iterator[str]:
     yield f"  to write  up to {backfill.rows:,} rows on {to_write} days; days before a coin existed have none"
 
 
+@dataclass
 class Progress:
     """How far a long job is: a bar on a terminal, a line a minute in a log."""
 
-    def __init__(
-        self, what: str, total: int, seconds_each: float, quiet: bool, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.what = what
-        self.total = total
-        self.seconds_each = seconds_each  # at least
-        self.quiet = quiet
-        self.clock = clock
-        self.begun = self.said = clock()
+    what: str
+    total: int
+    seconds_each: float  # at least
+    quiet: bool
+    clock: Callable[[], float] = time.monotonic
 
-    def tell(self, done: int) -> None:
+    def __post_init__(self) -> None:
+        self.started = self.logged = self.clock()
+
+    def update(self, done: int) -> None:
         now = self.clock()
-        left = (self.total - done) * max(self.seconds_each, (now - self.begun) / max(done, 1))
+        left = (self.total - done) * max(self.seconds_each, (now - self.started) / max(done, 1))
         text = f"{done} of {self.total} {self.what}, {duration(math.ceil(left / 60))} left"
         if sys.stderr.isatty() and not self.quiet:
             filled = BAR_WIDTH * done // self.total
             # ends where it began, so that a line of the log takes its place
             sys.stderr.write(f"\r[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {text:40}\r")
             sys.stderr.flush()
-        elif now - self.said >= 60:
-            self.said = now
+        elif now - self.logged >= 60:
+            self.logged = now
             log.info("%s", text)
 
     def end(self) -> None:
@@ -397,38 +334,52 @@ class Progress:
             sys.stderr.flush()
 
 
+def fetch_history(api: etl_crypto.CoinGecko, coin_id: str, days: int) -> dict | None:
+    """One call for a point a day of so many days and the present: lists of [ms since 1970, figure] by kind.
+
+    Source: /coins/{id}/market_chart. None for a coin that is gone. Raises etl_crypto.RetryableError or DataError.
+    """
+    coin = quote_url(coin_id, safe="")
+    try:
+        answer = api.get(f"/coins/{coin}/market_chart?vs_currency=usd&days={days}&interval=daily")
+    except etl_crypto.NotFoundError:
+        return None
+    if not isinstance(answer, dict) or not isinstance(answer.get("prices"), list):
+        raise etl_crypto.RetryableError(f"no history: {quote(str(answer))}")
+    return answer
+
+
 def fetch_histories(
-    settings: Settings, options: argparse.Namespace, backfill: Backfill, now: datetime, still_here: Callable[[], None]
+    settings: Settings, options: Namespace, backfill: Backfill, now: datetime
 ) -> Iterator[tuple[Coin, dict | None]]:
     """The answer for each coin to ask for, which is kept as it comes; None for one that is gone.
 
-    `still_here` is called after each. Raises DataError, which says how to go on.
+    Raises DataError, which says how to go on.
     """
-    api = CoinGecko(settings)
-    days = days_to_ask(settings, backfill.days[0], floor_time(now, MINUTES_A_DAY))
+    days = days_to_ask(settings, backfill.days[0], floor_time(now, MINUTES_PER_DAY))
     coins = {coin.coin_id: coin for coin in backfill.missing}
     progress = Progress("coins", len(coins), 60 / settings.requests_per_minute, options.quiet)
     answered: list[str] = []
+    with closing(etl_crypto.CoinGecko(settings)) as api:
 
-    def fetch(coin_id: str) -> dict | None:
-        answer = api.fetch_history(coin_id, days)
-        keep_history(settings, coins[coin_id], now, days, answer)  # at once: its turn comes after those before it
-        answered.append(coin_id)
-        return answer
+        def fetch(coin_id: str) -> dict | None:
+            answer = fetch_history(api, coin_id, days)
+            keep_history(settings, coins[coin_id], now, days, answer)  # at once: those before it may wait for a retry
+            answered.append(coin_id)
+            return answer
 
-    try:
-        for done, (coin_id, answer) in enumerate(api.fetch_in_order("coin", fetch, coins), 1):
-            api.budget = settings.retry_budget_seconds  # each coin has its own
-            progress.tell(done)
-            still_here()
-            yield coins[coin_id], answer
-    except DataError as error:
-        if settings.snapshot_dir:
-            kept = f"{len(answered)} of {len(coins)} answers are kept"
-            error.args = (f"{error}; {kept}: the same command goes on from there",)
-        raise
-    finally:
-        progress.end()
+        try:
+            for done, (coin_id, answer) in enumerate(api.fetch_each("coin", fetch, coins), 1):
+                api.budget = settings.retry_budget_seconds  # each coin has its own
+                progress.update(done)
+                yield coins[coin_id], answer
+        except DataError as error:
+            if settings.snapshot_dir:
+                kept = f"{len(answered)} of {len(coins)} answers are kept"
+                error.args = (f"{error}; {kept}: the same command goes on from there",)
+            raise
+        finally:
+            progress.end()
 
 
 @dataclass
@@ -463,8 +414,8 @@ def read_days(points: Any) -> dict[datetime, float]:
     for point in points if isinstance(points, list) else ():
         with suppress(TypeError, ValueError, OverflowError):
             milliseconds, figure = point
-            moment = EPOCH + timedelta(milliseconds=milliseconds)
-            day = floor_time(moment, MINUTES_A_DAY)
+            moment = etl_crypto.EPOCH + timedelta(milliseconds=milliseconds)
+            day = floor_time(moment, MINUTES_PER_DAY)
             if type(figure) in (int, float) and math.isfinite(figure) and moment - day < timedelta(minutes=1):
                 days.setdefault(day, float(figure))
     return days
@@ -493,47 +444,41 @@ def to_history_rows(coin: Coin, points: Mapping[datetime, Point], days: Iterable
 
 def write_day(cursor: Any, settings: Settings, day: datetime, rows: Iterable[tuple]) -> int:
     """Write the rows of a day that are not there yet, with their tiers. Returns how many these are."""
-    cursor.execute("SELECT coin_id FROM crypto_prices WHERE timestamp = %s", (day,))
-    present = {coin_id for (coin_id,) in cursor.fetchall()}
+    present = crypto_prices.read_ids(cursor, [day])[day]
     new = sorted(row for row in rows if row[1] not in present)
-    upsert(cursor, new)
-    segment(cursor, settings)
+    crypto_prices.upsert(cursor, new)
+    segment_and_load.segment(cursor, settings)
     return len(new)
 
 
-def run_backfill(settings: Settings, options: argparse.Namespace) -> None:
+def run_backfill(settings: Settings, options: Namespace) -> None:
     """Fetch the history of the newest snapshot's coins and write the days that are missing, or say what that costs.
 
-    Raises DataError, DatabaseError and BusyError; what was fetched by then is kept, and not asked for again.
+    Raises DataError, DatabaseError and AlreadyRunningError; what was fetched by then is kept, and not asked for again.
     """
-    now = datetime.now(UTC).replace(tzinfo=None)
-    fetching, writing = Step("fetch history"), Step("write days")
-    with backfill_connection(settings, options) as connection:
-        backfill = in_one_transaction(
-            settings, connection, partial(read_backfill, settings=settings, days=options.backfill)
-        )
+    server = settings.server
+    now = etl_crypto.utc_now()
+    with closing(Database(server)) if options.dry_run else open_database(server, BACKFILL_LOCK) as database:
+        backfill = database.transaction(partial(read_backfill, settings=settings, days=options.backfill))
         for line in estimate(settings, backfill):
             say(options, line)
         if options.dry_run:
             return
         history = History({day: [] for day in backfill.days})
-        try:
+        fetching, writing = Step("fetch history"), Step("write days")
+        with summarized(options, fetching, writing):
             with fetching.timed():
                 fetching.detail = f"nothing to ask for, {len(backfill.kept)} coins kept before"
                 for coin, path in backfill.kept.items():
                     history.add(coin, read_history(path))
-                answers = fetch_histories(settings, options, backfill, now, lambda: keep_lock(settings, connection))
-                for asked, (coin, answer) in enumerate(answers, 1):
+                for asked, (coin, answer) in enumerate(fetch_histories(settings, options, backfill, now), 1):
                     history.add(coin, answer)
+                    database.keepalive()
                     fetching.detail = f"{asked} coins asked for, {len(backfill.kept)} kept before"
             with writing.timed():
                 write_days(settings, history.rows, writing)
-        except BaseException:
-            print_result("\n".join(table_of((fetching, writing))))
-            raise
-        say(options, "\n".join(table_of((fetching, writing))))
         for reason, coins in history.skipped.items():
-            log.warning("passed over, for %s: %d coins, %s", reason, len(coins), listed(coins))
+            log.warning("passed over, for %s: %d coins, %s", reason, len(coins), join_quoted(coins))
 
 
 def write_days(settings: Settings, rows: Mapping[datetime, list[tuple]], step: Step) -> None:
@@ -542,195 +487,89 @@ def write_days(settings: Settings, rows: Mapping[datetime, list[tuple]], step: S
     if not any(rows.values()):
         step.detail = "nothing to write"
         return
-    with writing_connection(settings, patience=BACKFILL_PATIENCE) as connection:
+    with open_database(settings.server, lock_timeout=LOCK_TIMEOUT) as database:
         for day, day_rows in rows.items():
-            new = in_transaction(settings, connection, partial(write_day, settings=settings, day=day, rows=day_rows))
+            new = database.transaction(partial(write_day, settings=settings, day=day, rows=day_rows))
             written += new
             days += bool(new)
             step.detail = f"{written:,} rows on {days} days"
 
 
-@contextmanager
-def backfill_connection(settings: Settings, options: argparse.Namespace) -> Iterator[Connection]:
-    """A connection; unless it is for a dry run, it holds the lock that keeps backfills of this database apart."""
-    if options.dry_run:
-        with closing(connect(settings)) as connection:
-            yield connection
-    else:
-        with writing_connection(settings, BACKFILL_LOCK) as connection:
-            yield connection
-
-
-def keep_lock(settings: Settings, connection: Connection) -> None:
-    """Keep an idle connection awake, and take its lock anew when it was lost all the same."""
-    with suppress(DatabaseError, *mysql_errors()):
-        if not connection.is_connected():
-            connection.reconnect()
-            take_lock(settings, connection, BACKFILL_LOCK)
-
-
 # ---------------------------------------------------------------------------------------------------------- status
 
 
-class Status(NamedTuple):
-    """How up to date the table is, and how far back it reaches."""
-
-    rows: int
-    rows_are_estimated: bool
-    untiered: int
-    newest: datetime | None  # UTC, the newest snapshot; None: the table is empty
-    coins: int  # of that snapshot
-    last_updated: datetime | None  # UTC, of the coin that CoinGecko renewed last
-    oldest: datetime | None  # UTC, the oldest snapshot
-    days: int  # from the oldest snapshot's to the newest's
-    empty_days: int  # of these, without any snapshot
-
-
-def read_status(cursor: Any, now: datetime) -> Status:
-    """The status at `now` (UTC, naive). A figure dated later is no sign of life and is left aside."""
-    rows, are_estimated = count_rows(cursor)
-    cursor.execute("SELECT MIN(timestamp), MAX(timestamp) FROM crypto_prices")
-    oldest, newest = cursor.fetchone()
-    cursor.execute("SELECT COUNT(*) FROM crypto_prices WHERE market_cap_tier IS NULL")
-    (untiered,) = cursor.fetchone()
-    cursor.execute("SELECT COUNT(*) FROM crypto_prices WHERE timestamp = %s", (newest,))
-    (coins,) = cursor.fetchone()
-    cursor.execute(
-        "SELECT MAX(last_updated) FROM crypto_prices WHERE timestamp = %s AND last_updated <= %s", (newest, now)
-    )
-    (last_updated,) = cursor.fetchone()
-    days, filled = (newest.date() - oldest.date()).days + 1 if newest else 0, 0
-    day = oldest
-    while day:
-        # from day to day by the key: what lies between two of them is not read
-        filled += 1
-        cursor.execute(
-            "SELECT MIN(timestamp) FROM crypto_prices WHERE timestamp >= %s",
-            (floor_time(day, MINUTES_A_DAY) + timedelta(days=1),),
-        )
-        (day,) = cursor.fetchone()
-    return Status(rows, are_estimated, untiered, newest, coins, last_updated, oldest, days, days - filled)
-
-
-def show_status(settings: Settings, options: argparse.Namespace) -> None:
-    """Print the status of the table. Raises StaleError when it is empty, or older than --max-age minutes."""
-    now = datetime.now(UTC).replace(tzinfo=None)
-    with closing(connect(settings)) as connection:
-        status = in_one_transaction(settings, connection, partial(read_status, now=now))
-    table = f"{settings.mysql_database}.crypto_prices"
-    as_of = status.last_updated or status.newest
-    age = max((now - as_of).total_seconds(), 0) / 60 if as_of else None
+def show_status(settings: Settings, options: Namespace) -> None:
+    """Print the status of the table. Raises StaleDataError when it is empty, or older than --max-age minutes."""
+    with closing(Database(settings.server)) as database:
+        status = database.transaction(partial(crypto_prices.read_status, now=etl_crypto.utc_now()))
+    table, age = f"{settings.mysql_database}.crypto_prices", status.age_minutes
     if options.json:
-        print_result(json.dumps(status_facts(status, table, age), indent=2))
-    elif age is not None:
-        for line in status_lines(status, age):
-            say(options, line)
+        facts = {"table": table, **status._asdict(), "age_minutes": age and round(age, 1)}
+        print_result(json.dumps(facts, indent=2, default=lambda time: f"{time.isoformat(timespec='seconds')}Z"))
+    elif age is not None and not options.quiet:
+        print_result("\n".join(status_lines(status)))
     if age is None:
-        raise StaleError(f"{table} is empty: run python pipeline_orchestrator.py")
+        raise StaleDataError(f"{table} is empty: run python pipeline_orchestrator.py")
     if options.max_age is not None and age > options.max_age:
-        raise StaleError(
+        raise StaleDataError(
             f"{table} is {duration(age)} old, more than --max-age {options.max_age:g}: see the log of the last runs,"
             " and whether cron or Task Scheduler starts them"
         )
 
 
-def status_lines(status: Status, age: float) -> Iterator[str]:
-    """The status for people; `age` in minutes."""
-    as_of = status.last_updated or status.newest
+def status_lines(status: Status) -> Iterator[str]:
+    """The status for people."""
+    newest, oldest, as_of = status.newest_snapshot, status.oldest_snapshot, status.newest_figure
     about = "about " if status.rows_are_estimated else ""
-    gaps = f"{status.empty_days} without a snapshot" if status.empty_days else "none without a snapshot"
-    yield f"newest snapshot      {status.newest:%Y-%m-%d %H:%M} UTC, {status.coins} coins"
-    yield f"age                  {duration(age)} (newest figure {as_of:%Y-%m-%d %H:%M:%S} UTC)"
-    yield f"history              {status.oldest:%Y-%m-%d} to {status.newest:%Y-%m-%d}: {status.days} days, {gaps}"
-    yield f"rows in all          {about}{status.rows}"
-    yield f"rows without a tier  {status.untiered}"
+    age = f"{duration(status.age_minutes)} (newest figure {as_of or newest:%Y-%m-%d %H:%M:%S} UTC)"
+    yield f"newest snapshot      {newest:%Y-%m-%d %H:%M} UTC, {status.coins:,} coins"
+    yield f"age                  {age}"
+    gaps = f"{status.days_without_snapshot or 'none'} without a snapshot"
+    yield f"history              {oldest:%Y-%m-%d} to {newest:%Y-%m-%d}: {status.days} days, {gaps}"
+    yield f"rows in all          {about}{status.rows:,}"
+    yield f"rows without a tier  {status.rows_without_tier:,}"
 
 
-def status_facts(status: Status, table: str, age: float | None) -> dict[str, Any]:
-    """The status for programs: times in ISO 8601, UTC; null where the table is empty."""
-
-    def at(moment: datetime | None) -> str | None:
-        return f"{moment.isoformat(timespec='seconds')}Z" if moment else None
-
-    return {
-        "table": table,
-        "newest_snapshot": at(status.newest),
-        "coins": status.coins,
-        "newest_figure": at(status.last_updated),
-        "age_minutes": None if age is None else round(age, 1),
-        "oldest_snapshot": at(status.oldest),
-        "days": status.days,
-        "days_without_snapshot": status.empty_days,
-        "rows": status.rows,
-        "rows_are_estimated": status.rows_are_estimated,
-        "rows_without_tier": status.untiered,
-    }
+# -------------------------------------------------------------------------------------------------------------- script
 
 
-def duration(minutes: float) -> str:
-    """`minutes` as 12 min, 3 h 20 min or 4 d 2 h."""
-    whole = int(minutes)
-    if whole < 60:
-        return f"{whole} min"
-    if whole < 48 * 60:
-        return f"{whole // 60} h {whole % 60} min"
-    return f"{whole // 1440} d {whole % 1440 // 60} h"
+def check_options(options: Namespace) -> None:
+    """Raise ConfigError for options that do not go together."""
+    for is_wrong, problem in (
+        (options.max_age is not None and not options.status, "--max-age goes with --status"),
+        (options.json and not options.status, "--json goes with --status"),
+        (options.backfill and options.force, "--backfill refuses no snapshot: leave --force out"),
+        (
+            options.status and (options.dry_run or options.force),
+            "--status writes nothing: leave --dry-run, --force out",
+        ),
+    ):
+        if is_wrong:
+            raise ConfigError(f"{problem}; see pipeline_orchestrator.py --help")
 
 
-def minutes_option(text: str) -> float:
-    with suppress(ValueError):
-        if 0 <= float(text) < math.inf:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{shown(text)} is no number of minutes")
-
-
-def days_option(text: str) -> int:
-    with suppress(ValueError):
-        if 1 <= int(text) <= DAYS_IN_REACH:
-            return int(text)
-    raise argparse.ArgumentTypeError(
-        f"{shown(text)} is no number of days from 1 to {DAYS_IN_REACH}: CoinGecko's free plans reach no further back"
-    )
+def run(settings: Settings, options: Namespace) -> None:
+    check_options(options)
+    if options.status:
+        show_status(settings, options)
+    elif options.backfill:
+        run_backfill(settings, options)
+    else:
+        run_pipeline(settings, options)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line in, exit code out."""
-    parser = make_parser("pipeline_orchestrator.py", __doc__)
-    source = add_extract_options(parser)
+    parser = etl_crypto.make_parser("pipeline_orchestrator.py", __doc__)
+    source = etl_crypto.add_extract_options(parser)
     source.add_argument("--status", action="store_true", help="how up to date the table is; exit code 6 when it is not")
-    source.add_argument(
-        "--backfill", metavar="DAYS", type=days_option, help="daily history of the newest snapshot's coins (1 to 365)"
-    )
+    to_days, to_minutes = partial(etl_crypto.number, int, 1, DAYS_IN_REACH), partial(etl_crypto.number, float, 0, 1e9)
+    help_text = f"daily history of the newest snapshot's coins (1 to {DAYS_IN_REACH}, as far as free plans reach)"
+    source.add_argument("--backfill", metavar="DAYS", type=to_days, help=help_text)
     parser.add_argument("--json", action="store_true", help="with --status: for programs")
-    parser.add_argument("--max-age", metavar="MINUTES", type=minutes_option, help="with --status: older is too old")
-    options = parse_options(parser, argv)
-    if options.max_age is not None and not options.status:
-        parser.error("--max-age goes with --status")
-    if options.json and not options.status:
-        parser.error("--json goes with --status")
-    if options.backfill and options.force:
-        parser.error("--backfill refuses no snapshot: leave --force out")
-    if options.status and (options.dry_run or options.force):
-        parser.error("--status writes nothing: leave --dry-run and --force out")
-
-    def work(settings: Settings) -> int:
-        if options.status:
-            show_status(settings, options)
-            return 0
-        if options.backfill:
-            run_backfill(settings, options)
-            return 0
-        summary = Summary()
-        try:
-            run_pipeline(settings, options, summary)
-        except BaseException:
-            print_result("\n".join(summary.lines()))
-            raise
-        say(options, "\n".join(summary.lines()))
-        return 0
-
-    return run_script(log, options, work, needs_database=bool(options.backfill) or not options.dry_run)
+    parser.add_argument("--max-age", metavar="MINUTES", type=to_minutes, help="with --status: older is too old")
+    return etl_crypto.run_script(parser, argv, run)
 
 
 if __name__ == "__main__":
-    end_process(main())
+    etl_crypto.end_process(main())

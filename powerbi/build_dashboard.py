@@ -28,6 +28,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,23 +40,20 @@ from pbix_query import Dashboard  # noqa: E402
 from report_source import Document, Model, Report, SourceError, unquote  # noqa: E402
 
 from etl_crypto import (  # noqa: E402
-    COLUMNS,
     ConfigError,
     DataError,
     Settings,
-    connect,
     end_process,
-    explain,
     make_parser,
-    mysql_errors,
-    parse_options,
     parse_settings,
-    read_market,
     read_snapshot,
     run_script,
     say,
+    transform,
 )
 from segment_and_load import TIERS, assign_tiers  # noqa: E402
+from sql.connection import Database  # noqa: E402
+from sql.crypto_prices import COLUMNS, read_last_days  # noqa: E402
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,10 +75,10 @@ def read_sample_rows() -> pd.DataFrame:
     """The sample market as the pipeline writes it, with its default tiers: all columns of crypto_prices."""
     import pandas as pd
 
-    settings = parse_settings({}, needs_database=False)
-    markets = (read_market(read_snapshot(settings, path)) for path in SAMPLE_FILES)
-    rows = pd.DataFrame([row for market in markets for row in market.rows], columns=COLUMNS)
-    rows["market_cap_tier"] = assign_tiers(rows["market_cap"].astype("float64"), settings)
+    settings = parse_settings({})
+    batches = (transform(read_snapshot(settings, path)) for path in SAMPLE_FILES)
+    rows = pd.DataFrame([row for batch in batches for row in batch.rows], columns=COLUMNS)
+    rows["market_cap_tier"] = assign_tiers(rows["market_cap"], settings)
     return rows
 
 
@@ -91,16 +89,9 @@ def read_mysql_rows(settings: Settings, columns: list[str], days: float) -> pd.D
     """
     import pandas as pd
 
-    since = "timestamp > (SELECT MAX(timestamp) FROM crypto_prices) - INTERVAL %s SECOND" if days > 0 else "%s <= 0"
-    with closing(connect(settings)) as connection, closing(connection.cursor()) as cursor:
-        try:
-            cursor.execute(
-                f"SELECT {', '.join(columns)} FROM crypto_prices WHERE {since} ORDER BY timestamp, coin_id",
-                (round(days * 86400),),
-            )
-            rows = pd.DataFrame(cursor.fetchall(), columns=columns)
-        except mysql_errors() as error:
-            raise explain(error, settings) from error
+    with closing(Database(settings.server)) as database:
+        found = database.transaction(partial(read_last_days, columns=columns, days=days))
+    rows = pd.DataFrame(found, columns=columns)
     if rows.empty:
         raise DataError(
             f"{settings.mysql_database}.crypto_prices is empty: run pipeline_orchestrator.py first, or build without"
@@ -528,41 +519,40 @@ def picture_names(report: Report) -> list[str]:
     ]
 
 
+def run(settings: Settings, options: argparse.Namespace) -> None:
+    """Read the source and the rows, and build the files. Raises ConfigError when one cannot be written."""
+    with timed(options, "read the source"):
+        model, report = read_source(MODEL_DIR, REPORT_DIR)
+        days = history_days(model)
+    with timed(options, "read the rows"):
+        if options.from_mysql:
+            tables = embedded_tables(read_mysql_rows(settings, columns_to_read(model), days))
+        else:
+            tables = embedded_tables(read_sample_rows())
+    times = tables["crypto_prices"]["timestamp"]
+    say(options, f"{len(times):,} rows; times: {times.nunique():,}")
+    if options.dry_run:
+        say(options, f"would be written to {options.out} (dry run)")
+        return
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        gc.disable()  # millions of small objects without a cycle: to look through them takes a third of the time
+        build(options, model, report, tables)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {error.filename or options.out} ({error.strerror}): free disk space, close what has the"
+            " file open, or name another folder by --out"
+        ) from error
+    finally:
+        gc.enable()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line in, exit code out."""
     parser = make_parser("build_dashboard.py", __doc__)
     parser.add_argument("--from-mysql", action="store_true", help="put your own table inside, not the sample market")
     parser.add_argument("--out", metavar="FOLDER", type=Path, default=SOURCE, help="write the built files there")
-    options = parse_options(parser, argv)
-
-    def work(settings: Settings) -> int:
-        with timed(options, "read the source"):
-            model, report = read_source(MODEL_DIR, REPORT_DIR)
-            days = history_days(model)
-        with timed(options, "read the rows"):
-            if options.from_mysql:
-                tables = embedded_tables(read_mysql_rows(settings, columns_to_read(model), days))
-            else:
-                tables = embedded_tables(read_sample_rows())
-        times = tables["crypto_prices"]["timestamp"]
-        say(options, f"{len(times):,} rows; times: {times.nunique():,}")
-        if options.dry_run:
-            say(options, f"would be written to {options.out} (dry run)")
-            return 0
-        try:
-            options.out.mkdir(parents=True, exist_ok=True)
-            gc.disable()  # millions of small objects without a cycle: to look through them takes a third of the time
-            build(options, model, report, tables)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot write {error.filename or options.out} ({error.strerror}): free the disk, close what has the"
-                " file open, or name another folder by --out"
-            ) from error
-        finally:
-            gc.enable()
-        return 0
-
-    return run_script(log, options, work, options.from_mysql, "powerbi/requirements.txt")
+    return run_script(parser, argv, run, "powerbi/requirements.txt")
 
 
 if __name__ == "__main__":

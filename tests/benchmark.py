@@ -31,8 +31,9 @@ from typing import NamedTuple
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT_DIR))
 
-from etl_crypto import COLUMNS, PER_PAGE, Snapshot, read_market, upsert, write_snapshot  # noqa: E402
+from etl_crypto import PER_PAGE, Snapshot, transform, write_snapshot  # noqa: E402
 from segment_and_load import segment  # noqa: E402
+from sql.crypto_prices import COLUMNS, upsert  # noqa: E402
 from tests.conftest import SETTING_PREFIXES, Database, connect_to_server, make_coins, make_settings  # noqa: E402
 from tests.stub_coingecko import Answer, StubCoinGecko  # noqa: E402
 
@@ -150,7 +151,7 @@ class Bench:
 
 
 def read_rows(coins: list[dict], timestamp: datetime) -> list[tuple]:
-    return read_market(Snapshot(timestamp, coins, None, "")).rows
+    return transform(Snapshot(timestamp, coins, None, "")).rows
 
 
 def medians(works: dict[str, Callable[[], None]], times: int) -> dict[str, float]:

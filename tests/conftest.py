@@ -260,7 +260,7 @@ def scripts(tmp_path: Path, database: Database, api: StubCoinGecko) -> Iterator[
 
 def make_settings(**values: str) -> Settings:
     """Settings with the defaults, and with `values` in place of some."""
-    return parse_settings({"MYSQL_USER": "u", "MYSQL_PASSWORD": "p"} | values, needs_database=True)
+    return parse_settings({"MYSQL_USER": "u", "MYSQL_PASSWORD": "p"} | values)
 
 
 def last_line(text: str) -> str:
@@ -323,6 +323,7 @@ def copied_source(tmp_path: Path) -> Path:
     """A copy of the project's files that the build of the dashboard uses."""
     for script in ("etl_crypto.py", "segment_and_load.py"):
         shutil.copy(PROJECT_DIR / script, tmp_path)
+    shutil.copytree(PROJECT_DIR / "sql", tmp_path / "sql", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(PROJECT_DIR / "powerbi", tmp_path / "powerbi", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(PROJECT_DIR / "tests" / "data", tmp_path / "tests" / "data")
     return tmp_path / "powerbi"

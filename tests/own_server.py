@@ -167,6 +167,7 @@ class OwnServer:
             *self.command.words,
             *as_this_user(),
             f"--datadir={self.folder / 'data'}",
+            f"--tmpdir={self.folder / 'files'}",  # in one that is shared it would delete the files of others
             "--bind-address=127.0.0.1",
             f"--port={self.port}",
             "--socket=mysqld.sock",  # beside the data: an absolute path may be too long for a socket

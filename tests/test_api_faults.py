@@ -6,6 +6,7 @@ import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -109,7 +110,12 @@ def test_a_server_that_goes_away_in_mid_list_leaves_the_table_untouched(
     scripts: Scripts, market: StubCoinGecko, database: Database
 ):
     market.coins = make_coins(2000)
-    market.script = lambda page, attempt: market.server.socket.close() if page == 3 else None
+
+    def go_away(page: int, attempt: int) -> NoReturn:
+        market.server.socket.close()
+        raise ConnectionAbortedError
+
+    market.script = lambda page, attempt: go_away(page, attempt) if page >= 3 else None
 
     result = scripts.pipeline(COIN_LIMIT="2000")
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import re
 import shlex
 import shutil
-import stat
 import subprocess
 import sys
 import time
@@ -147,7 +147,7 @@ def assert_failed_after_the_fetch(result: subprocess.CompletedProcess[str], scri
     """The run ended so with its answer kept, and not marked as loaded. Returns the command that loads it."""
     line = assert_refused(result, *parts)
     [kept] = scripts.kept()
-    assert stat.S_IMODE(kept.stat().st_mode) & stat.S_IWUSR
+    assert kept.name.endswith(".pending.json.gz")
     command = shlex.split(re.search(r"load it the way this run was started, with: (.+)", line)[1])
     assert command[0] == "python"
     assert command[-1] == str(kept)
@@ -368,7 +368,7 @@ def test_a_full_disk_costs_no_answer(small_server: OwnServer, scripts: Scripts, 
 
     result = scripts.pipeline(REQUESTS_PER_MINUTE="100")
 
-    command = assert_failed_after_the_fetch(result, scripts, "no room left", "free some disk")
+    command = assert_failed_after_the_fetch(result, scripts, "no room left", "free disk space")
     assert snapshots(database) == []
     small_server.options = ()
     small_server.restart()
@@ -395,7 +395,7 @@ def test_a_connection_cut_once_costs_one_more_try(scripts: Scripts, database: Ow
     result = scripts.pipeline()
 
     assert proxy.cuts == 1
-    assert result.stderr.count("trying again on a new connection") == 1
+    assert result.stderr.count("was lost: check that the server is up, then run again; trying again") == 1
     assert_recovered(result, scripts, database)
 
 
@@ -407,14 +407,15 @@ def test_a_connection_cut_once_costs_one_more_try(scripts: Scripts, database: Ow
     ],
 )
 def test_a_connection_cut_every_time_costs_no_answer(scripts: Scripts, database: OwnDatabase, proxy: Proxy, cut: dict):
-    proxy.cut_at(**cut, times=4)
+    proxy.cut_at(**cut, times=math.inf)
 
     result = scripts.pipeline()
 
-    assert proxy.cuts == 4
+    assert proxy.cuts > 1
     command = assert_failed_after_the_fetch(result, scripts, "connection to MySQL", "was lost", "run again")
     # what was committed is there, even if no answer told the script so
     assert snapshots(database) == ([(COINS, COINS)] if cut == CUTS["after COMMIT, before its answer"] else [])
+    proxy.rules.clear()
     assert_loads(command, scripts, database)
 
 
@@ -426,11 +427,11 @@ def test_a_second_run_of_a_snapshot_that_is_cut_off_leaves_every_row_as_the_firs
     assert scripts.pipeline(**ONE_SNAPSHOT).returncode == 0
     first = database.execute("SELECT * FROM crypto_prices")
     api.coins = [coin | {"name": "renewed", "market_cap": 1.0} for coin in api.coins]
-    proxy.cut_at(**CUTS[moment], times=4)
+    proxy.cut_at(**CUTS[moment], times=math.inf)
 
     result = scripts.pipeline(**ONE_SNAPSHOT)
 
-    assert proxy.cuts == 4
+    assert proxy.cuts > 1
     assert result.returncode == 4
     assert snapshots(database) == [(COINS, COINS)]
     assert database.execute("SELECT * FROM crypto_prices") == first
@@ -496,7 +497,7 @@ def test_a_server_killed_in_the_upsert_and_started_again_gets_the_snapshot(
         process = scripts.start("pipeline_orchestrator.py", **ONE_SNAPSHOT)
         database.wait_for_statement("INSERT INTO crypto_prices")
         database.own.kill()
-    read_log_until(process, "waiting up to")
+    read_log_until(process, "trying again")
     database.own.start()
     result = scripts.finish(process)
 
@@ -515,7 +516,7 @@ def test_a_server_killed_in_the_segmentation_and_started_again_gets_the_snapshot
         process = scripts.start("pipeline_orchestrator.py")
         database.wait_for_statement("SELECT timestamp, coin_id, market_cap")
         database.own.kill()
-    read_log_until(process, "waiting up to")
+    read_log_until(process, "trying again")
     database.own.start()
     result = scripts.finish(process)
 
@@ -544,7 +545,7 @@ def test_a_server_killed_while_the_fetch_runs_and_started_again_gets_the_snapsho
 ):
     api.script = lambda page, attempt: database.own.kill()
     process = scripts.start("pipeline_orchestrator.py", COIN_LIMIT=str(COINS))
-    read_log_until(process, "waiting up to")
+    read_log_until(process, "trying again")
     database.own.start()
     result = scripts.finish(process)
 
@@ -611,7 +612,7 @@ def test_a_deadlock_with_another_writer_costs_one_more_try(scripts: Scripts, dat
         process = scripts.start("pipeline_orchestrator.py", **ONE_SNAPSHOT)
         database.wait_for_statement("INSERT INTO crypto_prices")
         cursor.execute(update, (loaded, FIRST_COIN))
-        read_log_until(process, "trying again on a new connection")
+        read_log_until(process, "trying again")
         other.rollback()
     result = scripts.finish(process)
 
@@ -626,7 +627,7 @@ def test_a_row_that_another_writer_keeps_locked_costs_no_answer(
     with holding_a_row(database, loaded, LAST_COIN):
         result = scripts.pipeline(**ONE_SNAPSHOT)
 
-    command = assert_failed_after_the_fetch(result, scripts, "others keep", "end the session")
+    command = assert_failed_after_the_fetch(result, scripts, "other sessions keep", "end them")
     assert snapshots(database) == [(COINS, COINS)]
     assert_loads(command, scripts, database)
 

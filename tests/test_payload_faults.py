@@ -15,7 +15,8 @@ from random import Random
 
 import pytest
 
-from etl_crypto import COLUMNS, FIGURES
+from etl_crypto import FIELDS
+from sql.crypto_prices import COLUMNS
 from tests.conftest import Database, Scripts
 from tests.stub_coingecko import SAMPLE_FILES, read_sample
 
@@ -40,7 +41,7 @@ def change_a_text(random: Random, coin: dict) -> None:
 
 
 def change_a_figure(random: Random, coin: dict) -> None:
-    coin[random.choice(["market_cap_rank", *FIGURES.values()])] = random.choice(FIGURES_SENT)
+    coin[random.choice(["market_cap_rank", *FIELDS.values()])] = random.choice(FIGURES_SENT)
 
 
 def swap_types(random: Random, coin: dict) -> None:
@@ -112,13 +113,13 @@ def is_usable(coin: object) -> bool:
     rank = coin.get("market_cap_rank")
     if not is_figure(rank) or (rank is not None and not (1 <= rank < 2**31 and rank == math.floor(rank))):
         return False
-    return all(is_figure(coin.get(key)) for key in FIGURES.values())
+    return all(is_figure(coin.get(key)) for key in FIELDS.values())
 
 
 def as_stored(coin: dict) -> tuple:
     """Symbol, name, rank and figures as a DOUBLE holds them."""
     rank = coin.get("market_cap_rank")
-    figures = (coin.get(key) for key in FIGURES.values())
+    figures = (coin.get(key) for key in FIELDS.values())
     return (
         coin["symbol"],
         coin["name"],

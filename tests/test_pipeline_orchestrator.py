@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -56,13 +57,14 @@ def test_the_summary_tells_coins_total_market_cap_and_tiers(scripts: Scripts, ap
     lines = scripts.pipeline().stdout.splitlines()
 
     assert lines[0].split() == ["step", "state", "seconds", "detail"]
-    assert lines[1].startswith("extract and load     done")
-    assert lines[1].endswith("3 coins, 0 rejected")
-    assert lines[2].startswith("segment              done")
-    assert lines[2].endswith("3 tiered: 2 Large Cap, 1 Unknown")
+    assert lines[1].startswith("fetch                done")
+    assert lines[1].endswith("5 calls, 3 coins")  # four pages, and the first empty one again
+    assert lines[2].startswith("load and segment     done")
+    assert lines[2].endswith("3 coins, 0 rejected")
     assert lines[3].startswith(f"snapshot {datetime.now(UTC):%Y-%m-%d}")
     assert lines[3].endswith(" UTC: 3 coins, total market cap $3.41T")
     assert lines[4].split() == ["Large", "Cap", "2", "coins", "$3.41T", "100.0%"]
+    assert lines[8].split() == ["Unknown", "1", "coins", "$0.00", "0.0%"]
 
 
 def test_a_second_run_inside_snapshot_minutes_renews_the_same_rows(
@@ -156,8 +158,8 @@ def test_a_failed_fetch_leaves_the_table_untouched_and_never_exits_0(
     result = scripts.pipeline(COIN_LIMIT="600")
 
     one_line_error(result, 3, "page 3: status 500: 'boom'", "RETRY_BUDGET_SECONDS=0")
-    assert "extract and load     failed" in result.stdout
-    assert "segment              not run" in result.stdout
+    assert "fetch                failed" in result.stdout
+    assert "load and segment     not run" in result.stdout
     assert database.count() == 0
 
 
@@ -247,9 +249,9 @@ def test_a_bad_setting_stops_the_run_before_any_connection(
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--coins", "many"], "'many' is no number of coins"),
+        (["--coins", "many"], "--coins: 'many', not a whole number from 1 to 1000000, or all"),
         (["--max-age", "5"], "--max-age goes with --status"),
-        (["--status", "--max-age", "soon"], "'soon' is no number of minutes"),
+        (["--status", "--max-age", "soon"], "--max-age: 'soon', not a number from 0"),
         (["--coins", "5", "--replay", "x"], "not allowed with"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
@@ -356,7 +358,7 @@ def test_a_signal_ends_a_run_at_once(
     result = scripts.finish(process)
 
     one_line_error(result, exit_code, name)
-    assert "extract and load     failed" in result.stdout
+    assert "fetch                failed" in result.stdout
     assert database.count() == 0
 
 
@@ -399,8 +401,8 @@ def test_a_signal_ends_a_wait_for_locked_rows(
     process.send_signal(number)
     result = scripts.finish(process)
 
-    one_line_error(result, exit_code, "no snapshot is half in the table")
-    assert time.monotonic() - sent < 2
+    one_line_error(result, exit_code, "nothing is half written")
+    assert time.monotonic() - sent < 5
     assert database.execute("SELECT id FROM information_schema.processlist WHERE user = %s", (database.user,)) == []
 
 
@@ -410,6 +412,7 @@ def test_a_bug_stays_a_traceback_and_exit_code_1(scripts: Scripts, tmp_path: Pat
     for name in ("etl_crypto.py", "segment_and_load.py", "pipeline_orchestrator.py"):
         text = (PROJECT_DIR / name).read_text(encoding="utf-8")
         (broken / name).write_text(text.replace("def segment(", "def segment(missing, "), encoding="utf-8")
+    shutil.copytree(PROJECT_DIR / "sql", broken / "sql")
 
     result = subprocess.run(
         [sys.executable, broken / "pipeline_orchestrator.py", "--env-file", scripts.env_file],
@@ -420,8 +423,7 @@ def test_a_bug_stays_a_traceback_and_exit_code_1(scripts: Scripts, tmp_path: Pat
 
     assert result.returncode == 1
     assert "TypeError" in result.stderr
-    assert "segment              failed" in result.stdout
-    assert "extract and load     rolled back" in result.stdout
+    assert "load and segment     failed" in result.stdout
 
 
 def test_verbose_adds_the_traceback_of_an_expected_failure(scripts: Scripts):
@@ -493,7 +495,7 @@ def test_a_connection_lost_during_the_load_is_tried_again(
 ):
     process = scripts.start("pipeline_orchestrator.py", SNAPSHOT_MINUTES="525600")
     database.execute("KILL %s", wait_for_the_load(process, database))
-    read_log_until(process, "trying again on a new connection")
+    read_log_until(process, "trying again")
     rows_locked.rollback()
 
     assert scripts.finish(process).returncode == 0
@@ -641,7 +643,8 @@ def test_files_that_cannot_be_used_are_named_and_the_others_loaded(
     for name in (*contents, "absent"):
         assert f"ERROR   etl_crypto: {tmp_path / name}: " in result.stderr
     assert "8 of 9 files were not loaded" in last_line(result.stderr)
-    assert "extract and load     incomplete" in result.stdout
+    assert "read files           failed" in result.stdout
+    assert "1 snapshots, 99 coins" in result.stdout
     assert "Traceback" not in result.stderr
     assert database.count() == len(read_sample(SAMPLE_FILES[1]))
 

@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 import pandas as pd
 import pytest
 
-from etl_crypto import connect
 from segment_and_load import assign_tiers, segment
+from sql.connection import connect
 from tests.conftest import Database, Scripts, last_line, make_settings
 
 NOON = datetime(2025, 3, 14, 12, 0)
@@ -81,7 +81,7 @@ def test_more_rows_than_are_read_at_a_time_are_all_tiered(scripts: Scripts, data
 def test_rows_that_are_deleted_meanwhile_do_not_keep_it_busy_for_ever(scripts: Scripts, database: Database):
     insert(database, [2e10] * 100)
     settings = make_settings(**{key: value for key, value in scripts.settings.items() if key.startswith("MYSQL_")})
-    connection = connect(settings)
+    connection = connect(settings.server)
     with connection.cursor() as cursor:
         cursor.execute("SELECT COUNT(*) FROM crypto_prices")  # from here on the transaction has its view of the table
         cursor.fetchall()
@@ -93,7 +93,7 @@ def test_rows_that_are_deleted_meanwhile_do_not_keep_it_busy_for_ever(scripts: S
     connection.rollback()
     connection.close()
 
-    assert tiered.rows.total() == 90
+    assert tiered.tiers.total() == 90
 
 
 def test_its_cost_does_not_grow_with_the_history(scripts: Scripts, database: Database):
@@ -101,7 +101,7 @@ def test_its_cost_does_not_grow_with_the_history(scripts: Scripts, database: Dat
         insert(database, [2e10] * 2_000, NOON - timedelta(days=day), tier="Large Cap")
     insert(database, [2e9] * 50)
     settings = make_settings(**{key: value for key, value in scripts.settings.items() if key.startswith("MYSQL_")})
-    connection = connect(settings)
+    connection = connect(settings.server)
     with connection.cursor() as cursor:
         segment(cursor, settings)
         cursor.execute("SHOW SESSION STATUS LIKE 'Handler_read%'")

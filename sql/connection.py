@@ -1,0 +1,297 @@
+"""The connection to MySQL or MariaDB: sessions, transactions that are retried, and errors in one line with a hint.
+
+Nothing here knows of CoinGecko, .env or the command line.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+# The connector is imported where it is used: --help and a bad setting answer at once.
+if TYPE_CHECKING:
+    from mysql.connector.abstracts import MySQLConnectionAbstract as Connection
+
+log = logging.getLogger("sql")
+Result = TypeVar("Result")
+
+
+# ---------------------------------------------------------------------------------------------------------- errors
+
+
+class PipelineError(Exception):
+    """An expected failure: one line that says what failed, where and what to do, and the exit code it ends with."""
+
+    exit_code = 1
+
+
+class DatabaseError(PipelineError):
+    """MySQL refused or was lost. `errno` is MySQL's own number."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+class AlreadyRunningError(PipelineError):
+    """Another run, or another backfill, holds the named lock."""
+
+    exit_code = 5
+
+
+def quote(value: object, limit: int = 120) -> str:
+    """`value`, which came from outside, fit for a log: quoted, ASCII, no line break or terminal code, not endless."""
+    text = ascii(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def join_quoted(values: Iterable[object], limit: int = 5) -> str:
+    """The first few of `values`, quoted, and how many more there are."""
+    values = list(values)
+    more = f" and {len(values) - limit} more" if len(values) > limit else ""
+    return ", ".join(quote(value) for value in values[:limit]) + more
+
+
+LOST = (1053, 1317, 1927, 2006, 2013, 2055, 4031)  # shut down, killed (1317, 1927), lost, idle for too long
+NO_SERVER = (2002, 2003, 2005)
+NO_TLS = (2026,)  # or a server that went away during the handshake
+LOCKED = (1020, 1205, 1213)  # changed by another (innodb_snapshot_isolation), lock wait, deadlock
+PASSING = (*LOST, *NO_SERVER, *NO_TLS, *LOCKED)  # what may be over in a moment
+OTHER_TABLE = (
+    "{database}.crypto_prices was made by something else ({error}): keep it under another name (RENAME TABLE), then run"
+    " sql/crypto_prices.sql and sql/accounts.sql, see README.md"
+)
+HINTS = {
+    NO_SERVER: "no MySQL server answers at {server}: start it, or check MYSQL_HOST and MYSQL_PORT (without a server of"
+    " your own: bash sql/local_mysql.sh python pipeline_orchestrator.py)",
+    LOST: "the connection to MySQL at {server} was lost: check that the server is up, then run again",
+    LOCKED: "other sessions keep {database}.crypto_prices or rows of it locked: end them, then run again",
+    NO_TLS: "no trusted TLS connection to {server} ({error}): check MYSQL_SSL_CA, and that MYSQL_HOST is the name in"
+    " the server's certificate",
+    (1146, 1932): "no table {database}.crypto_prices at {server}: run sql/crypto_prices.sql, or check MYSQL_DATABASE",
+    (1049,): "there is no database {database} at {server}: run sql/database.sql, or check MYSQL_DATABASE",
+    (1044,): "{user} has no right on a database {database} at {server}, or there is none: check MYSQL_DATABASE, or run"
+    " sql/database.sql, sql/crypto_prices.sql and sql/accounts.sql with its name in place of crypto_db",
+    (1045, 1698): "MySQL at {server} refused the login of {user}: check MYSQL_USER and MYSQL_PASSWORD",
+    (1820, 1862, 3118): "the account {user} at {server} is locked or its password has expired: ALTER USER it ({error})",
+    (2061,): "{user} cannot log in at {server} without TLS: enable TLS in the server ({error})",
+    (1142, 1143, 1227): "{user} lacks a right on {database}.crypto_prices at {server}: run sql/accounts.sql ({error})",
+    (1048, 1054, 1264, 1265, 1364, 1366, 1406): OTHER_TABLE,
+    (1153,): "the server at {server} takes no statement of 1,000 rows: raise its max_allowed_packet to 16M",
+    (1290, 1792, 1836): "the server at {server} is read-only: set MYSQL_HOST to the one that takes writes",
+    (1021, 1114): "the server at {server} has no room left: free disk space, or delete old snapshots, see README.md",
+    (1040, 1203, 1226): "the server at {server} takes no more connections: end some, or raise its max_connections",
+}
+
+
+def mysql_errors() -> tuple[type[Exception], ...]:
+    """What the connector raises: with its C extension, COMMIT on a lost server is none of its own errors."""
+    import mysql.connector
+
+    try:
+        from _mysql_connector import MySQLInterfaceError
+    except ImportError:
+        return (mysql.connector.Error,)
+    return mysql.connector.Error, MySQLInterfaceError
+
+
+def explain(error: Exception, server: Server) -> DatabaseError:
+    """MySQL's `error` as one line with its hint, by its number: the classes differ between the two drivers."""
+    import mysql.connector
+
+    errno = getattr(error, "errno", None)
+    if errno == -1 and isinstance(error, mysql.connector.OperationalError):
+        errno = 2006  # the connector found the connection lost before it asked the server
+    otherwise = "MySQL at {server}: {error}; the server's log may say more, then run again"
+    hint = next((hint for numbers, hint in HINTS.items() if errno in numbers), otherwise)
+    where = {"server": f"{server.host}:{server.port}", "user": quote(server.user), "database": server.database}
+    return DatabaseError(hint.format(**where, error=quote(str(error), 300)), errno)
+
+
+# --------------------------------------------------------------------------------------------------------- session
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where the database is, and the account to use there."""
+
+    host: str
+    port: int
+    database: str
+    user: str
+    password: str = field(repr=False)
+    ssl_ca: Path | None = None  # CA certificates (PEM): TLS, with the server's certificate and host name verified
+
+
+LOCK_WAIT = 2  # seconds; MySQL's own are 50 for a row and a year for a table, and no signal ends such a wait
+ANSWER_TIMEOUT = 30  # seconds for a server that is mute, as one with a full disk may be; no statement here takes longer
+SESSION = (  # whatever the server's own are
+    f"SET SESSION lock_wait_timeout = {LOCK_WAIT}, innodb_lock_wait_timeout = {LOCK_WAIT}, sql_safe_updates = 0,"
+    f" sql_select_limit = {2**64 - 1}, completion_type = 0"  # 2 ends the session at each COMMIT
+)
+
+
+@contextmanager
+def defer_signals() -> Iterator[None]:
+    """SIGTERM and Ctrl-C take effect when this is left; in a thread, which they never reach, nothing changes.
+
+    An exception raised by a signal handler crashes the connector's C code, and Python's import prints and ignores it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if caught:
+            signal.raise_signal(caught[0])
+
+
+def connect(server: Server) -> Connection:
+    """An open session in which everything is set that the figures depend on. Raises one of mysql_errors()."""
+    import mysql.connector
+
+    tls = {}
+    if server.ssl_ca:  # the CA alone would verify nothing
+        tls = {"ssl_ca": str(server.ssl_ca), "ssl_verify_cert": True, "ssl_verify_identity": True}
+    return mysql.connector.connect(
+        host=server.host,
+        port=server.port,
+        database=server.database,
+        user=server.user,
+        password=server.password,
+        connection_timeout=10,
+        read_timeout=ANSWER_TIMEOUT,
+        write_timeout=ANSWER_TIMEOUT,
+        charset="utf8mb4",  # and no collation: the one that MySQL prefers does not exist on MariaDB
+        sql_mode="TRADITIONAL",  # whatever the server's own is, a value that does not fit is an error
+        time_zone="+00:00",
+        autocommit=False,
+        init_command=SESSION,
+        **tls,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- database
+
+RETRY_SECONDS = 30  # how long a transaction is retried: a server restarts, a lost session lets go of its lock
+
+
+class Lock(NamedTuple):
+    """A named lock of a database, which one session at a time can hold."""
+
+    name: str
+    holder: str  # for the message "another … <database>", such as "run is writing to"
+
+
+class Database:
+    """A session that is opened again when it is lost; with `lock`, the only one in its database that holds it.
+
+    Signals take effect between two attempts, never within one. Raises DatabaseError, and AlreadyRunningError when
+    another session holds the lock for longer than `lock_timeout` seconds. To be closed, which frees the lock.
+    """
+
+    def __init__(self, server: Server, lock: Lock | None = None, lock_timeout: float = 0) -> None:
+        self.server = server
+        self.lock = lock
+        self.connection: Connection | None = None
+        self._retry(self._reopen, lock_timeout, passing=())
+
+    def transaction(self, work: Callable[[Any], Result]) -> Result:
+        """What `work(cursor)` returns. Commit on success, roll back and re-raise on error: the one place that commits.
+
+        What may pass (a deadlock, a lock wait, a lost connection) is retried for RETRY_SECONDS, so `work` must be
+        idempotent.
+        """
+
+        def attempt() -> Result:
+            self._reopen()
+            try:
+                cursor = self.connection.cursor()
+                result = work(cursor)
+                cursor.close()
+                self.connection.commit()
+                return result
+            except BaseException:
+                with suppress(*mysql_errors()):  # a lost session has nothing to roll back: the server did that
+                    self.connection.rollback()
+                raise
+
+        return self._retry(attempt, RETRY_SECONDS, PASSING)
+
+    def keepalive(self) -> None:
+        """Keep an idle session and its lock, whatever the server's timeouts are; a lost one is replaced if possible."""
+        with suppress(AlreadyRunningError, *mysql_errors()), defer_signals():
+            self._reopen()
+
+    def close(self) -> None:
+        with suppress(*mysql_errors()):
+            if self.connection:
+                self.connection.close()
+        self.connection = None
+
+    def _reopen(self) -> None:
+        """A new session with the lock, unless the present one is alive: a long fetch outlasts some servers' timeout."""
+        if self.connection and self.connection.is_connected():
+            return
+        self.close()
+        connection = connect(self.server)
+        if self.lock and not take_lock(connection, self.lock, self.server.database):
+            connection.close()
+            raise AlreadyRunningError(
+                f"another {self.lock.holder} {self.server.database} at {self.server.host}:{self.server.port}:"
+                " wait until it has ended, then run again"
+            )
+        self.connection = connection
+
+    def _retry(self, step: Callable[[], Result], timeout: float, passing: tuple[int, ...]) -> Result:
+        """What `step()` returns, retried for `timeout` seconds after a lock that is held and the errors `passing`."""
+        deadline = warned = None
+        failures = 0
+        while True:
+            try:
+                with defer_signals():
+                    return step()
+            except AlreadyRunningError as error:
+                problem, may_pass = error, True
+            except mysql_errors() as error:
+                problem = explain(error, self.server)
+                problem.__cause__ = error
+                may_pass = problem.errno in passing
+                if problem.errno not in LOCKED:  # a session that only had to wait is as good as new
+                    self.close()
+            deadline = deadline or time.monotonic() + timeout
+            if not may_pass or time.monotonic() >= deadline:
+                raise problem
+            if str(problem) != warned:
+                warned = str(problem)
+                log.warning("%s; trying again for up to %.0f s", warned, timeout)
+            time.sleep(min(0.5 * failures, 2))  # not at first: what was in the way of a deadlock is over by then
+            failures += 1
+
+
+def take_lock(connection: Connection, lock: Lock, database: str) -> bool:
+    """Take `lock` if no other session holds it; MySQL frees it when the session ends, however it ends."""
+    # A lock is server-wide and its name has at most 64 characters, as many as a database's alone may have.
+    name = f"{lock.name}.{database}"
+    name = name if len(name) <= 64 else f"{lock.name}.{sha256(name.encode()).hexdigest()[:40]}"
+    cursor = connection.cursor()
+    cursor.execute("SELECT GET_LOCK(%s, 0)", (name,))
+    return cursor.fetchall() == [(1,)]
