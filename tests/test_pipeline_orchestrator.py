@@ -676,7 +676,7 @@ def test_status_tells_the_newest_snapshot_its_age_and_the_rows(scripts: Scripts,
     assert facts["newest snapshot"].startswith(f"{datetime.now(UTC):%Y-%m-%d} ")
     assert facts["newest snapshot"].endswith("2 coins")
     assert facts["age"].startswith("7 min") or facts["age"].startswith("8 min")
-    assert facts["rows in all"] == str(rows)
+    assert facts["rows in all"] == f"{rows:,}"
     assert facts["rows without a tier"] == "2"
 
 
