@@ -45,7 +45,6 @@ from urllib.parse import urlsplit
 from sql.connection import AlreadyRunningError, Database, DatabaseError, PipelineError, Server, join_quoted, quote
 from sql.crypto_prices import FIGURES, TEXT_LENGTHS, open_database, read_recent_sizes, upsert
 
-# requests and python-dotenv are imported where they are used: --help and a bad setting answer at once.
 PROJECT_DIR = Path(__file__).resolve().parent
 log = logging.getLogger("etl_crypto")
 Key = TypeVar("Key")
@@ -102,10 +101,10 @@ def to_coin_limit(text: str) -> int | None:
         raise Unreadable(f"{problem}, or all") from None
 
 
-def to_path(text: str) -> Path:
-    """Relative to the scripts' folder; ~ is the home folder."""
+def to_path(text: str, folder: Path = PROJECT_DIR) -> Path:
+    """Relative to `folder`, by default that of the scripts; ~ is the home folder."""
     try:
-        return PROJECT_DIR / Path(text.strip()).expanduser()
+        return folder / Path(text.strip()).expanduser()
     except RuntimeError:
         raise Unreadable(f"{quote(text)}, and there is no such home folder") from None
 
@@ -274,7 +273,7 @@ class CoinGecko:
     """The API, under one run's rate limit and retry budget. `sleep` and `clock` are in seconds. To be closed."""
 
     def __init__(self, settings: Settings, sleep: Callable = time.sleep, clock: Callable = time.monotonic) -> None:
-        import requests
+        import requests  # here, as other large packages elsewhere: --help and a bad setting answer at once
 
         self.settings = settings
         self.sleep = sleep
@@ -775,8 +774,8 @@ def warn_if_stale(batch: Batch, now: datetime) -> None:
     """Warn when CoinGecko's figures were old already as they were fetched."""
     newest = max((row[-1] for row in batch.rows if row[-1] and row[-1] <= now), default=now)
     if now - newest > STALE_AFTER:
-        minutes = (now - newest).total_seconds() // 60
-        log.warning("the newest figure is from %d minutes before the fetch: see https://status.coingecko.com", minutes)
+        when = f"{newest:%Y-%m-%d %H:%M} UTC, {(now - newest).total_seconds() // 60:.0f} minutes before the fetch"
+        log.warning("the newest figure is from %s: see https://status.coingecko.com", when)
 
 
 def replay_hint(batch: Batch, options: Namespace, *flags: str) -> str:
@@ -871,7 +870,8 @@ def make_parser(prog: str, description: str) -> Parser:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog=prog, description=description, formatter_class=formatter, allow_abbrev=False)
     parser.add_argument("--dry-run", action="store_true", help="say what would be written, write nothing")
-    parser.add_argument("--env-file", metavar="PATH", type=to_path, help="read the settings here, not in .env")
+    env_file = partial(to_path, folder=Path())
+    parser.add_argument("--env-file", metavar="PATH", type=env_file, help="read the settings here, not in .env")
     volume = parser.add_mutually_exclusive_group()
     volume.add_argument("-q", "--quiet", action="store_true", help="warnings and errors only (for cron)")
     volume.add_argument("-v", "--verbose", action="store_true", help="more, and tracebacks of errors")
@@ -898,17 +898,17 @@ class LogFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
         text = text.replace(self.secret, "***") if self.secret else text
-        return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+        kept = "\n" if record.exc_info else ""  # a message is one line, a traceback is not
+        return "".join(char if char.isprintable() or char in kept else ascii(char)[1:-1] for char in text)
 
 
 def start_log() -> LogFormatter:
     """Log on stderr, warnings and errors at first."""
-    formatter = LogFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("urllib3").setLevel(logging.CRITICAL)  # what matters of it comes as an exception
-    return formatter
+    return handler.formatter
 
 
 def terminate(signal_number: int, frame: object) -> NoReturn:
