@@ -42,14 +42,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
-from sql.connection import AlreadyRunningError, Database, DatabaseError, PipelineError, Server, join_quoted, quote
+from sql.connection import Database, PipelineError, Server, defer_signals, join_quoted, quote
 from sql.crypto_prices import FIGURES, TEXT_LENGTHS, open_database, read_recent_sizes, upsert
 
 PROJECT_DIR = Path(__file__).resolve().parent
 log = logging.getLogger("etl_crypto")
 Key = TypeVar("Key")
-Result = TypeVar("Result")
-Fetch = Callable[[Key], Result]
+Fetch = Callable[[Key], Any]
 
 
 class ConfigError(PipelineError):
@@ -59,7 +58,7 @@ class ConfigError(PipelineError):
 
 
 class DataError(PipelineError):
-    """CoinGecko did not answer as it should, or what it answered, or a file, cannot be used."""
+    """CoinGecko did not answer as it should, or its answer or a file is unusable."""
 
     exit_code = 3
 
@@ -73,32 +72,32 @@ class NotFoundError(DataError):
 PUBLIC_API = "https://api.coingecko.com/api/v3"
 PRO_API = "https://pro-api.coingecko.com/api/v3"
 
-Unreadable = argparse.ArgumentTypeError  # a setting's or an option's text, and what is wanted instead
+BadValue = argparse.ArgumentTypeError  # a bad setting or option, and what is wanted
 
 
-def number(kind: type, low: float, high: float, text: str) -> float:
+def to_number(kind: type, low: float, high: float, text: str) -> float:
     with suppress(ValueError):
         if "_" not in text and low <= kind(text) <= high:
             return kind(text)
-    raise Unreadable(f"{quote(text)}, not a {'whole ' if kind is int else ''}number from {low} to {high}")
+    raise BadValue(f"{quote(text)}, not a {'whole ' if kind is int else ''}number from {low} to {high}")
 
 
-def matching(pattern: str, what: str, text: str) -> str:
+def to_match(pattern: str, what: str, text: str) -> str:
     if not re.fullmatch(pattern, text.strip()):
-        raise Unreadable(f"{quote(text)}, not {what}")
+        raise BadValue(f"{quote(text)}, not {what}")
     return text.strip()
 
 
-def optional(read: Callable[[str], Result], text: str) -> Result | None:
+def or_none(read: Callable[[str], Any], text: str) -> Any:
     return read(text) if text.strip() else None
 
 
 def to_coin_limit(text: str) -> int | None:
     """How many coins; None for `all`."""
     try:
-        return None if text.strip().lower() == "all" else number(int, 1, 1_000_000, text)
-    except Unreadable as problem:
-        raise Unreadable(f"{problem}, or all") from None
+        return None if text.strip().lower() == "all" else to_number(int, 1, 1_000_000, text)
+    except BadValue as problem:
+        raise BadValue(f"{problem}, or all") from None
 
 
 def to_path(text: str, folder: Path = PROJECT_DIR) -> Path:
@@ -106,43 +105,43 @@ def to_path(text: str, folder: Path = PROJECT_DIR) -> Path:
     try:
         return folder / Path(text.strip()).expanduser()
     except RuntimeError:
-        raise Unreadable(f"{quote(text)}, and there is no such home folder") from None
+        raise BadValue(f"{quote(text)}, and there is no such home folder") from None
 
 
 def to_ca_file(text: str) -> Path:
-    if not to_path(text).is_file():
-        raise Unreadable(f"{quote(text)}, not a file with CA certificates (PEM)")
+    if not os.path.isfile(to_path(text)):  # noqa: PTH113 - false for a folder without access, where is_file() raises
+        raise BadValue(f"{quote(text)}, not a file with CA certificates (PEM)")
     return to_path(text)
 
 
 def setting(default: str | None, read: Callable[..., Any], *arguments: object, is_secret: bool = False) -> Any:
-    """A field of Settings: its default as .env would have it (None: there is none), and `read(*arguments, text)`."""
+    """A field of Settings: its default as .env would have it (None: required), and `read(*arguments, text)`."""
     return field(repr=not is_secret, metadata={"default": default, "read": partial(read, *arguments)})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is told. Each field is the key of .env.example that bears its name."""
+    """The settings of a run. Each field is the .env.example key of the same name."""
 
-    mysql_host: str = setting("localhost", matching, ".+", "a host name or an address")
-    mysql_port: int = setting("3306", number, int, 1, 65535)
-    mysql_database: str = setting("crypto_db", matching, ".+", "the name of a database")
+    mysql_host: str = setting("localhost", to_match, ".+", "a host name or an address")
+    mysql_port: int = setting("3306", to_number, int, 1, 65535)
+    mysql_database: str = setting("crypto_db", to_match, ".+", "the name of a database")
     mysql_user: str | None = setting(None, str.strip)
     mysql_password: str | None = setting(None, str, is_secret=True)
-    mysql_ssl_ca: Path | None = setting("", optional, to_ca_file)  # noqa: RUF009
-    coingecko_api_key: str = setting("", matching, "[!-~]*", "a key of CoinGecko", is_secret=True)
-    coingecko_api_plan: str = setting("demo", lambda text: matching("demo|pro", "demo or pro", text.lower()))
+    mysql_ssl_ca: Path | None = setting("", or_none, to_ca_file)  # noqa: RUF009
+    coingecko_api_key: str = setting("", to_match, "[!-~]*", "a key of CoinGecko", is_secret=True)
+    coingecko_api_plan: str = setting("demo", lambda text: to_match("demo|pro", "demo or pro", text.lower()))
     coingecko_base_url: str = setting("", str.strip)
     coin_limit: int | None = setting("1000", to_coin_limit)  # None: every coin
-    requests_per_minute: int = setting("", optional, partial(number, int, 1, 10_000))
-    http_timeout_seconds: float = setting("30", number, float, 0.1, 3600)
-    retry_budget_seconds: float = setting("600", number, float, 0, 1e6)
-    snapshot_minutes: int = setting("1", number, int, 1, 525_600)
-    snapshot_dir: Path | None = setting("snapshots", optional, to_path)  # noqa: RUF009 - None: no raw snapshots
-    snapshot_keep: int = setting("100", number, int, 0, 1_000_000)
-    tier_large_cap_min: float = setting("10e9", number, float, 1e-9, 1e300)  # USD
-    tier_mid_cap_min: float = setting("1e9", number, float, 1e-9, 1e300)
-    tier_small_cap_min: float = setting("100e6", number, float, 1e-9, 1e300)
+    requests_per_minute: int = setting("", or_none, partial(to_number, int, 1, 10_000))
+    http_timeout_seconds: float = setting("30", to_number, float, 0.1, 3600)
+    retry_budget_seconds: float = setting("600", to_number, float, 0, 1e6)
+    snapshot_minutes: int = setting("1", to_number, int, 1, 525_600)
+    snapshot_dir: Path | None = setting("snapshots", or_none, to_path)  # noqa: RUF009 - None: no raw snapshots
+    snapshot_keep: int = setting("100", to_number, int, 0, 1_000_000)
+    tier_large_cap_min: float = setting("10e9", to_number, float, 1e-9, 1e300)  # USD
+    tier_mid_cap_min: float = setting("1e9", to_number, float, 1e-9, 1e300)
+    tier_small_cap_min: float = setting("100e6", to_number, float, 1e-9, 1e300)
 
     @property
     def server(self) -> Server:
@@ -162,11 +161,11 @@ def read_environment(env_file: Path | None) -> dict[str, str]:
     from dotenv.parser import parse_stream
 
     path = env_file or PROJECT_DIR / ".env"
-    if env_file and not path.exists():
-        raise ConfigError(f"there is no file {path}: copy .env.example to it and fill it in, or leave --env-file out")
     try:
         # utf-8-sig: Notepad begins a file with a byte order mark, which would become part of the first key
-        text = path.read_text(encoding="utf-8-sig") if path.exists() else ""
+        text = path.read_text(encoding="utf-8-sig") if env_file or path.exists() else ""
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no file {path}: copy .env.example to it, or leave --env-file out") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {path} ({quote(str(error))}): save it as a text file in UTF-8") from error
     for line in parse_stream(StringIO(text)):
@@ -178,7 +177,7 @@ def read_environment(env_file: Path | None) -> dict[str, str]:
 
 
 def warn_of_misspelt_keys(path: Path, keys: Iterable[str]) -> None:
-    known = [setting.name.upper() for setting in fields(Settings)]
+    known = [each.name.upper() for each in fields(Settings)]
     for key in set(keys) - set(known):
         near = [name for edits in range(3) for name in known if is_within(edits, key.upper(), name)]
         if near:
@@ -186,7 +185,7 @@ def warn_of_misspelt_keys(path: Path, keys: Iterable[str]) -> None:
 
 
 def is_within(edits: int, one: str, other: str) -> bool:
-    """Does it take at most so many `edits` (letters added, removed, replaced) to make `one` the `other`?"""
+    """Is the edit distance (insert, delete, replace) of `one` and `other` at most `edits`?"""
     if edits < 0 or not one or not other:
         return len(one or other) <= edits
     if one[0] == other[0]:
@@ -196,30 +195,30 @@ def is_within(edits: int, one: str, other: str) -> bool:
 
 def parse_settings(values: Mapping[str, str]) -> Settings:
     """Settings from `values`, with the defaults of README.md. Raises ConfigError, which never shows a secret."""
-    read = {setting.name: read_setting(setting, values) for setting in fields(Settings)}
+    read = {each.name: read_setting(each, values) for each in fields(Settings)}
     has_key, is_pro = bool(read["coingecko_api_key"]), read["coingecko_api_plan"] == "pro"
     read["requests_per_minute"] = read["requests_per_minute"] or (5 if not has_key else 250 if is_pro else 30)
     read["coingecko_base_url"] = read["coingecko_base_url"] or (PRO_API if is_pro and has_key else PUBLIC_API)
     check_base_url(read["coingecko_base_url"], has_key)
     if not read["tier_large_cap_min"] > read["tier_mid_cap_min"] > read["tier_small_cap_min"]:
         bounds = ", ".join(f"{key.upper()}={read[key]:g}" for key in read if key.startswith("tier_"))
-        raise ConfigError(f"{bounds} do not fall: set each below the one before it")
+        raise ConfigError(f"{bounds} are not descending: set each below the last")
     return Settings(**read)
 
 
-def read_setting(setting: Field, values: Mapping[str, str]) -> Any:
-    key = setting.name.upper()
-    text = values.get(key, setting.metadata["default"])
+def read_setting(key_field: Field, values: Mapping[str, str]) -> Any:
+    key = key_field.name.upper()
+    text = values.get(key, key_field.metadata["default"])
     try:
-        return None if text is None else setting.metadata["read"](text)
-    except Unreadable as problem:
-        wrong = problem if setting.repr else "not usable (its value is not shown here)"
-        raise ConfigError(f"{key} is {wrong}: correct it in .env") from None
+        return None if text is None else key_field.metadata["read"](text)
+    except BadValue as problem:
+        wrong = problem if key_field.repr else "not usable (its value is not shown here)"
+        raise ConfigError(f"{key} is {wrong}: correct it") from None
 
 
 def check_base_url(url: str, has_key: bool) -> None:
     """Raise ConfigError for a COINGECKO_BASE_URL that is no address, or where a key would not be safe."""
-    # One with these is not shown: who writes it has probably put a password or a key into it.
+    # Not shown when it holds one of @?#: there is probably a password or a key in it.
     shown = "more than an address (a key goes into COINGECKO_API_KEY)" if re.search("[@?#]", url) else quote(url)
     try:
         parts = urlsplit(url)
@@ -242,10 +241,10 @@ def is_loopback(host: str) -> bool:
 # ------------------------------------------------------------------------------------------------- fetch: CoinGecko
 
 PER_PAGE = 250  # its largest page; the same for every page, or page 2 would not begin where page 1 ended
-MARKET = f"/coins/markets?vs_currency=usd&order=market_cap_desc&per_page={PER_PAGE}&sparkline=false"
+MARKETS = f"/coins/markets?vs_currency=usd&order=market_cap_desc&per_page={PER_PAGE}"
 CALLS_IN_FLIGHT = 4
-LONGEST_BACKOFF = 60.0  # seconds; it counts calls by the minute
-UNCLEAR_REFUSALS = 2  # how often an unexplained 403 is asked again: some pass
+LONGEST_BACKOFF = 60.0  # seconds; CoinGecko counts by the minute
+RETRIES_OF_403 = 2  # without a reason in its body: some pass
 MAX_ANSWER_BYTES = 20_000_000  # a page of 250 coins has 0.3 MB
 HINTS_BY_API_ERROR = {
     10002: "set COINGECKO_API_KEY",
@@ -273,7 +272,8 @@ class CoinGecko:
     """The API, under one run's rate limit and retry budget. `sleep` and `clock` are in seconds. To be closed."""
 
     def __init__(self, settings: Settings, sleep: Callable = time.sleep, clock: Callable = time.monotonic) -> None:
-        import requests  # here, as other large packages elsewhere: --help and a bad setting answer at once
+        with defer_signals():
+            import requests  # here, as other large packages elsewhere: --help and a bad setting answer at once
 
         self.settings = settings
         self.sleep = sleep
@@ -292,14 +292,14 @@ class CoinGecko:
             self.session.headers[f"x-cg-{settings.coingecko_api_plan}-api-key"] = settings.coingecko_api_key
 
     def close(self) -> None:
-        self.threads.shutdown(wait=False)
+        self.threads.shutdown(wait=False, cancel_futures=True)
         self.session.close()
 
     def fetch_each(self, what: str, fetch: Fetch, keys: Iterable[Key]) -> Iterator[tuple[Key, Any]]:
         """Each of `keys`, in order, with what `fetch(key)`, one call, answers; four at a time.
 
-        Those that fail and may pass are retried as long as the budget lasts. Raises DataError for any other failure.
-        `what` a key is, such as page or coin, goes into messages.
+        Transient failures are retried as long as the budget lasts. Raises DataError for any other failure. `what` names
+        a key in messages: page or coin.
         """
         keys = iter(keys)
         while wave := list(islice(keys, CALLS_IN_FLIGHT)):
@@ -307,7 +307,7 @@ class CoinGecko:
             failures = refusals = 0
             while missing := [key for key in wave if key not in answers]:
                 problems: dict[Key, RetryableError] = {}
-                for key, call in zip(missing, self.call(fetch, missing), strict=True):
+                for key, call in zip(missing, self.call_all(fetch, missing), strict=True):
                     try:
                         answers[key] = call.result(timeout=0)
                     except TimeoutError:  # however the answer trickles in
@@ -317,11 +317,11 @@ class CoinGecko:
                 if problems:
                     refusals += any(problem.is_refusal for problem in problems.values())
                     self.wait_to_retry(what, problems, failures, refusals)
-                    failures += 1
+                    failures = min(failures + 1, 9)  # more make no difference
             yield from ((key, answers[key]) for key in wave)
 
-    def call(self, fetch: Fetch, keys: list[Key]) -> Iterator[Future]:
-        """One call for each of `keys`, side by side as far as the rate limit allows; one that is not done is late."""
+    def call_all(self, fetch: Fetch, keys: list[Key]) -> Iterator[Future]:
+        """One call for each of `keys`, in parallel as far as the rate limit allows; one that is not done timed out."""
         while keys:
             allowed = self.wait_for_rate()
             calls = [self.threads.submit(fetch, key) for key in keys[:allowed]]
@@ -351,13 +351,13 @@ class CoinGecko:
         """Wait before calls that failed are made again; DataError when that is not worth it."""
         pause = max(min(2.0**failures, LONGEST_BACKOFF), *(problem.retry_after for problem in problems.values()))
         failed = [f"{what} {quote(key)}: {problem}" for key, problem in problems.items()]
-        if refusals > UNCLEAR_REFUSALS:
+        if refusals > RETRIES_OF_403:
             raise DataError(f"CoinGecko, {failed[0]}, again and again: {RUN_LATER}")
         if pause > self.budget:
             raise DataError(
                 f"CoinGecko, {failed[0]}; the next try is due in {pause:.0f} s, and RETRY_BUDGET_SECONDS="
-                f"{self.settings.retry_budget_seconds:g} has {self.budget:.0f} s left: check the network and"
-                f" COINGECKO_BASE_URL, {RUN_LATER}, or see the sample market: {SAMPLE_COMMAND}"
+                f"{self.settings.retry_budget_seconds:g} has {self.budget:.0f} s left: {RUN_LATER}"
+                + (f", or load the sample market: {SAMPLE_COMMAND}" if what == "page" else "")
             )
         for line in failed:
             log.warning("%s; trying again in %.0f s", line, pause)
@@ -366,7 +366,7 @@ class CoinGecko:
 
     def fetch_page(self, page: int) -> list:
         """One call for one page of /coins/markets. Raises RetryableError or DataError."""
-        answer = self.get(f"{MARKET}&price_change_percentage=1h,24h,7d&page={page}")
+        answer = self.get(f"{MARKETS}&sparkline=false&price_change_percentage=1h,24h,7d&page={page}")
         if not isinstance(answer, list) or (answer and not any(isinstance(coin, dict) for coin in answer)):
             raise RetryableError(f"no list of coins: {quote(str(answer))}")
         return answer
@@ -387,7 +387,7 @@ class CoinGecko:
         except requests.ReadTimeout as error:
             raise RetryableError(f"no answer within {self.timeout:g} s") from error
         except (requests.RequestException, ValueError) as error:  # requests lets some errors of parsing through
-            raise RetryableError(f"no answer from {url} ({quote(root_cause(error))})") from error
+            raise RetryableError(f"no answer from {url} ({quote(root_cause(error))}), is the network up?") from error
         if key := self.settings.coingecko_api_key:  # whoever answers may send it back, and messages are cut anywhere
             body = body.replace(key.encode(), b"***")
         answer = None
@@ -421,7 +421,7 @@ class CoinGecko:
 
 
 def parse_json(text: bytes | str) -> Any:
-    """JSON as Python sees it. A whole number of 20 digits or more becomes a float, as does its column. ValueError."""
+    """JSON. An integer of 20 digits or more becomes a float: columns are DOUBLE. Raises ValueError."""
     try:
         return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 20 else float(digits))
     except RecursionError:
@@ -452,7 +452,7 @@ def to_seconds(retry_after: str) -> float:
 
 
 def root_cause(error: BaseException) -> str:
-    """What lies at the bottom of a chain of exceptions, which is what a reader needs of it."""
+    """The innermost error of a chain of exceptions, the one that tells what happened."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -461,30 +461,30 @@ def root_cause(error: BaseException) -> str:
 def fetch_coins(api: CoinGecko, limit: int | None) -> list:
     """The market's first `limit` distinct coins (None: all), as sent, in the order of the pages, repeats included.
 
-    A coin comes twice when the ranking moves between two calls. A page without one that is new ends the list; an empty
-    page is asked for again before.
+    A coin comes twice when the ranking moves between two calls. A page without a new one ends the list; an empty page
+    is requested again first.
     """
     coins: list = []
-    ends: dict[str, int] = {}  # where the list ends with the first row of each coin
+    seen: dict[str, int] = {}  # each coin, and the length of the list with its first row
     page = 0
-    while limit is None or len(ends) < limit:
+    while limit is None or len(seen) < limit:
         # so many pages hold no more than what is missing: none is asked for in vain, unless the list ends
-        pages = count(1) if limit is None else range(page + 1, page + 1 + math.ceil((limit - len(ends)) / PER_PAGE))
+        pages = count(1) if limit is None else range(page + 1, page + 1 + math.ceil((limit - len(seen)) / PER_PAGE))
         for page, answer in api.fetch_each("page", api.fetch_page, pages):
             if not answer:
                 [(_, answer)] = api.fetch_each("page", api.fetch_page, [page])
-            known = len(ends)
+            known = len(seen)
             for coin in answer:
                 coins.append(coin)
                 if isinstance(coin, dict) and isinstance(coin.get("id"), str):
-                    ends.setdefault(coin["id"], len(coins))
-            if len(ends) == known:
-                log.info("page %d has no coin that is new: the list ends with %d coins", page, known)
+                    seen.setdefault(coin["id"], len(coins))
+            if len(seen) == known:
+                log.info("page %d has no new coin: the list ends with %d coins", page, known)
                 return coins
             if page % 10 == 0:
-                log.info("pages 1 to %d: %d coins", page, len(ends))
-    log.info("pages 1 to %d: %d coins", page, len(ends))
-    return coins[: list(ends.values())[limit - 1]]
+                log.info("pages 1 to %d: %d coins", page, len(seen))
+    log.info("pages 1 to %d: %d coins", page, len(seen))
+    return coins[: list(seen.values())[limit - 1]]
 
 
 # -------------------------------------------------------------------------------------------- raw snapshots on disk
@@ -497,7 +497,7 @@ EPOCH = datetime(1970, 1, 1)  # times are naive UTC throughout, as DATETIME colu
 
 
 class Snapshot(NamedTuple):
-    """A market as it was answered, not looked at yet."""
+    """A market as CoinGecko sent it, unvalidated."""
 
     timestamp: datetime  # UTC, floored to SNAPSHOT_MINUTES
     coins: list  # as CoinGecko sent them; anything may be in it
@@ -530,7 +530,7 @@ def fetch_snapshot(settings: Settings, api: CoinGecko, now: datetime, keep: bool
 
 
 def write_snapshot(folder: Path, now: datetime, timestamp: datetime, coins: list) -> Path:
-    """Keep a raw snapshot in `folder` as pending, under a name that no other has. Raises OSError."""
+    """Keep a raw snapshot in `folder` as pending, under a name not taken yet. Raises OSError."""
     stem = now.strftime(FILE_TIME)
     for number in count(2):
         if not any(os.path.lexists(folder / f"{stem}{suffix}") for suffix in (PENDING, LOADED)):
@@ -567,12 +567,12 @@ def read_json(path: Path) -> Any:
         return parse_json(gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         problem = getattr(error, "strerror", None) or quote(str(error))
-        raise DataError(f"it is no JSON, plain or gzip ({problem}): correct the path or leave it out") from error
+        raise DataError(f"cannot read JSON or gzip ({problem}): correct the path or leave it out") from error
 
 
 def read_snapshot(settings: Settings, path: Path) -> Snapshot:
     """A raw snapshot, or a plain list as /coins/markets answers it. Raises DataError, which leaves the path out."""
-    if path.name.endswith(PENDING) and not path.exists():  # loaded by now
+    if path.name.endswith(PENDING) and not os.path.lexists(path):  # loaded by now
         path = path.with_name(path.name.removesuffix(PENDING) + LOADED)
     answer = read_json(path)
     if isinstance(answer, dict) and isinstance(answer.get("coins"), list):
@@ -605,12 +605,12 @@ def mark_loaded(settings: Settings, path: Path | None) -> None:
 
 
 def prune_snapshots(settings: Settings) -> None:
-    """Delete the loaded raw snapshots but the newest SNAPSHOT_KEEP, each with its rejected rows."""
+    """Delete the loaded raw snapshots but the newest SNAPSHOT_KEEP, each with the rejected rows of its fetch."""
     folder = settings.snapshot_dir
     if not folder:
         return
-    for path in folder.rglob("*.tmp"):  # of runs that were killed
-        with suppress(OSError):
+    with suppress(OSError):
+        for path in folder.rglob("*.tmp"):  # of runs that were killed
             if UNFINISHED_NAME.fullmatch(path.name) and path.lstat().st_mtime < time.time() - 3600:
                 path.unlink()
     paths = [path for path in folder.glob(f"*{LOADED}") if LOADED_NAME.fullmatch(path.name) and not path.is_symlink()]
@@ -627,7 +627,7 @@ def prune_snapshots(settings: Settings) -> None:
 
 # ------------------------------------------------------------------------------------------- transform: coin to row
 
-# The field of /coins/markets for each column; those of other periods than a day bear the currency asked for.
+# The field of /coins/markets for each column; those for 1h and 7d are named ..._in_currency.
 FIELDS = {column: column for column in FIGURES} | {
     "price_change_percentage_1h": "price_change_percentage_1h_in_currency",
     "price_change_percentage_7d": "price_change_percentage_7d_in_currency",
@@ -659,13 +659,13 @@ def to_text(coin: Mapping, key: str, longest: int) -> str:
     """The text under `key`, unchanged. ValueError says why it cannot be stored."""
     text = coin.get(key)
     if not isinstance(text, str):
-        raise ValueError(f"{key} is {quote(text)}, not a text")
+        raise ValueError(f"{key} is {quote(text)}, not a string")
     if len(text) > longest:
         raise ValueError(f"{key} has {len(text)} characters, more than {longest}")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{key} is {quote(text)}, which is no valid Unicode") from None
+        raise ValueError(f"{key} is {quote(text)}, not valid Unicode") from None
     return text
 
 
@@ -674,7 +674,7 @@ def to_figure(coin: Mapping, key: str) -> float | None:
     figure = coin.get(key)
     if figure is None:
         return None
-    if type(figure) not in (int, float):  # a truth value is an int to isinstance
+    if type(figure) not in (int, float):  # bool is a subclass of int
         raise ValueError(f"{key} is {quote(figure)}, not a number")
     if not math.isfinite(figure):
         raise ValueError(f"{key} is {figure}, not a finite number")
@@ -701,7 +701,7 @@ def to_row(coin: Any, timestamp: datetime) -> tuple:
 def transform(snapshot: Snapshot) -> Batch:
     """The usable rows of a snapshot, one per coin, the first one wins; and the rejected ones, with the reason."""
     rows: dict[str, tuple] = {}
-    rejected: dict[Any, tuple[str, Any]] = {}  # by content, where there is an id: these may come twice, too
+    rejected: dict[Any, tuple[str, Any]] = {}  # by content if there is an id: repeats count once
     repeats = 0
     for position, coin in enumerate(snapshot.coins):
         try:
@@ -759,19 +759,19 @@ def check_rejected_share(batch: Batch, options: Namespace) -> None:
         raise DataError(f"{share}: run again later, or load the others{replay_hint(batch, options, '--force')}")
 
 
-def check_complete(settings: Settings, options: Namespace, batch: Batch, recent_sizes: list[int]) -> None:
-    """Raise DataError for a list that ended early, beside the coins of the last snapshots."""
+def check_complete(settings: Settings, batch: Batch, recent_sizes: list[int]) -> None:
+    """Raise DataError for a list much shorter than those of the last snapshots."""
     largest, received = max(recent_sizes, default=0), len(batch.rejected) + len(batch.rows)
     expected = min(settings.coin_limit or largest, largest)
     if received < MIN_COMPLETE_SHARE * expected:
         raise DataError(
             f"the list ended early, so nothing was written: {received} coins came where {expected} were expected; run"
-            f" again later, or use --force{replay_hint(batch, options)}"
+            " again later, or use --force"
         )
 
 
 def warn_if_stale(batch: Batch, now: datetime) -> None:
-    """Warn when CoinGecko's figures were old already as they were fetched."""
+    """Warn when CoinGecko's figures were already old when fetched."""
     newest = max((row[-1] for row in batch.rows if row[-1] and row[-1] <= now), default=now)
     if now - newest > STALE_AFTER:
         when = f"{newest:%Y-%m-%d %H:%M} UTC, {(now - newest).total_seconds() // 60:.0f} minutes before the fetch"
@@ -794,7 +794,7 @@ def replay_hint(batch: Batch, options: Namespace, *flags: str) -> str:
 Write = Callable[[Any, Batch], None]
 
 
-def read_batches(settings: Settings, options: Namespace) -> Iterator[Batch]:
+def batches(settings: Settings, options: Namespace) -> Iterator[Batch]:
     """What there is to load: the market as it is now, or the files of --replay. A dry run writes no file.
 
     Raises DataError for a market that cannot be used; files that cannot are logged and skipped, and raise at the end.
@@ -813,11 +813,11 @@ def read_batches(settings: Settings, options: Namespace) -> Iterator[Batch]:
         warn_if_stale(batch, now)
         yield check(batch)
         return
-    # expanded are the patterns that the shell left alone, as those of Windows do
-    found = ((pattern, sorted(glob.glob(pattern))) for pattern in map(os.path.expanduser, options.replay))  # noqa: PTH207
-    paths = [Path(path) for pattern, matches in found for path in matches or [pattern]]
+    paths: list[str] = []  # with the patterns expanded that the shell left alone, as Windows shells do
+    for path in map(os.path.expanduser, options.replay):
+        paths += [path] if os.path.lexists(path) else sorted(glob.glob(path)) or [path]  # noqa: PTH207
     unusable = []
-    for path in paths:
+    for path in map(Path, paths):
         try:
             batch = check(transform(read_snapshot(settings, path)))
         except DataError as error:
@@ -838,9 +838,9 @@ def load(settings: Settings, options: Namespace, database: Database, batch: Batc
     """
     try:
         if not options.replay and not options.force:
-            check_complete(settings, options, batch, database.transaction(read_recent_sizes))
+            check_complete(settings, batch, database.transaction(read_recent_sizes))
         database.transaction(lambda cursor: write(cursor, batch))
-    except (DatabaseError, AlreadyRunningError) as error:
+    except PipelineError as error:
         error.args = (f"{error}{replay_hint(batch, options)}",)
         raise
     mark_loaded(settings, batch.path)
@@ -859,7 +859,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are ConfigErrors: one line, where argparse prints eight of usage before it."""
+    """An argument parser whose errors are ConfigErrors: one line, without argparse's eight lines of usage."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see {self.prog} --help")
@@ -879,7 +879,7 @@ def make_parser(prog: str, description: str) -> Parser:
 
 
 def add_extract_options(parser: argparse.ArgumentParser) -> Any:
-    """Add the options of the two scripts that fetch; the group of those that exclude each other is returned."""
+    """Add the options of the two scripts that fetch; returns the mutually exclusive group."""
     source = parser.add_mutually_exclusive_group()
     help_text = "how many coins, or all (instead of COIN_LIMIT)"
     source.add_argument("--coins", metavar="N", type=to_coin_limit, default=argparse.SUPPRESS, help=help_text)
@@ -890,7 +890,7 @@ def add_extract_options(parser: argparse.ArgumentParser) -> Any:
 
 
 class LogFormatter(logging.Formatter):
-    """Time in UTC, level, script and message; no control character and not the `secret`, in tracebacks neither."""
+    """Time in UTC, level, script and message; no control character and no `secret`, not even in tracebacks."""
 
     converter = time.gmtime
     secret = ""
@@ -943,7 +943,7 @@ def run_script(parser: Parser, argv: list[str] | None, run: Run, requirements: s
         return ConfigError.exit_code
     except KeyboardInterrupt as error:
         by, exit_code = ("SIGTERM", 143) if isinstance(error, Terminated) else ("Ctrl-C", 130)
-        script_log.error("ended by %s: nothing is half written, run again when you like", by)
+        script_log.error("stopped by %s: nothing is half written, run it again", by)
         return exit_code
     finally:
         if in_main_thread:
@@ -951,7 +951,7 @@ def run_script(parser: Parser, argv: list[str] | None, run: Run, requirements: s
 
 
 def end_process(exit_code: int) -> NoReturn:
-    """End at once: Python's own end waits for calls of the API in flight, and a signal in it changes the exit code."""
+    """Exit at once: Python's own shutdown waits for API calls in flight, and a signal would change the exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     for stream in (sys.stdout, sys.stderr):
@@ -961,7 +961,7 @@ def end_process(exit_code: int) -> NoReturn:
 
 
 def print_result(text: str) -> None:
-    """Print on stdout; whoever reads there, such as head, may have gone. Raises PipelineError, as for a full disk."""
+    """Print on stdout; a closed pipe (| head) is no error. Raises PipelineError for others, such as a full disk."""
     try:
         print(text, flush=True)
     except OSError as error:
@@ -982,7 +982,7 @@ def say(options: Namespace, line: str) -> None:
 def run(settings: Settings, options: Namespace) -> None:
     """Load the market, or the files of --replay, and print what was written."""
     with nullcontext() if options.dry_run else open_database(settings.server) as database:
-        for batch in read_batches(settings, options):
+        for batch in batches(settings, options):
             if database:
                 load(settings, options, database, batch, lambda cursor, batch: upsert(cursor, batch.rows))
             done = "written" if database else "would be written (dry run)"

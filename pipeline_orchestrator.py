@@ -16,11 +16,11 @@ import logging
 import math
 import re
 import sys
-import threading
 import time
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -62,7 +62,7 @@ class Step:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Count the time of what is done inside as this step's, which has failed when that raises."""
+        """Add the block's time to this step and set its state: done, or failed when it raises."""
         started = time.monotonic()
         try:
             yield
@@ -74,7 +74,7 @@ class Step:
             self.seconds += time.monotonic() - started
 
     def timed_each(self, items: Iterator[Batch]) -> Iterator[Batch]:
-        """`items`, the time that each takes to come counted as this step's."""
+        """`items`; the wait for each counts as this step's time."""
         while True:
             with self.timed():
                 item = next(items, None)
@@ -99,7 +99,8 @@ def summarized(options: Namespace, *steps: Step, result: Callable[[], Iterable[s
         with suppress(PipelineError):
             print_result(lines())
         raise
-    say(options, lines())
+    if not options.quiet:
+        say(options, lines())
 
 
 def describe_snapshot(batch: Batch | None, settings: Settings) -> Iterator[str]:
@@ -111,8 +112,8 @@ def describe_snapshot(batch: Batch | None, settings: Settings) -> Iterator[str]:
 
     market_cap = COLUMNS.index("market_cap")
     caps = pd.Series([row[market_cap] for row in batch.rows], dtype="float64")
-    tiers = caps.groupby(segment_and_load.assign_tiers(caps, settings), observed=False)
-    total, coins, totals = float(caps.sum()), tiers.size(), tiers.sum()
+    by_tier = caps.groupby(segment_and_load.assign_tiers(caps, settings), observed=False)
+    total, coins, totals = float(caps.sum()), by_tier.size(), by_tier.sum()
     yield f"snapshot {batch.timestamp:%Y-%m-%d %H:%M} UTC: {len(caps):,} coins, total market cap {dollars(total)}"
     for tier in segment_and_load.TIERS:
         share = f"{totals[tier] / total:6.1%}" if total else ""
@@ -132,9 +133,9 @@ def duration(minutes: float) -> str:
     whole = int(minutes)
     if whole < 60:
         return f"{whole} min"
-    if whole < 48 * 60:
+    if whole < 2 * MINUTES_PER_DAY:
         return f"{whole // 60} h {whole % 60} min"
-    return f"{whole // 1440} d {whole % 1440 // 60} h"
+    return f"{whole // MINUTES_PER_DAY} d {whole % MINUTES_PER_DAY // 60} h"
 
 
 # ------------------------------------------------------------------------------------------------ fetch, load, segment
@@ -152,16 +153,16 @@ def run_pipeline(settings: Settings, options: Namespace) -> None:
         summarized(options, reading, loading, result=lambda: describe_snapshot(newest, settings)),
         open_database(server) if server else nullcontext() as database,
     ):
-        # It takes as long as a page of the market: it is there when the tiers are due.
-        threading.Thread(target=import_module, args=("pandas",), daemon=True).start()
-        for batch in reading.timed_each(etl_crypto.read_batches(settings, options)):
-            if database:
-                with loading.timed():
-                    etl_crypto.load(settings, options, database, batch, write)
+        # The import takes as long as fetching a page: ready when tiers are computed.
+        ThreadPoolExecutor(1).submit(import_module, "pandas")
+        for batch in reading.timed_each(etl_crypto.batches(settings, options)):
             snapshots, calls = snapshots + 1, calls + batch.calls
             coins, rejected = coins + len(batch.rows), rejected + len(batch.rejected)
             source = f"{snapshots:,} snapshots" if options.replay else f"{calls:,} calls"
             reading.detail = f"{source}, {coins + rejected:,} coins"
+            if database:
+                with loading.timed():
+                    etl_crypto.load(settings, options, database, batch, write)
             loading.detail = f"{coins:,} coins, {rejected:,} rejected"
             newest = max(newest or batch, batch, key=lambda each: each.timestamp)
 
@@ -171,15 +172,15 @@ def load_and_segment(cursor: Any, batch: Batch, settings: Settings, options: Nam
     crypto_prices.upsert(cursor, batch.rows)
     segment_and_load.segment(cursor, settings)
     if not options.replay:
-        segment_and_load.warn_of_other_bounds(cursor, settings, batch.timestamp)
+        segment_and_load.warn_if_bounds_changed(cursor, settings, batch.timestamp)
 
 
 # -------------------------------------------------------------------------------------------------------- backfill
 
-DAYS_IN_REACH = 365  # back, without a key and with a Demo key
+MAX_HISTORY_DAYS = 365  # back, without a key and with a Demo key
 DEMO_CALLS_PER_MONTH = 10_000
 HISTORY_FILE = re.compile(r"(?P<name>.+\.[0-9a-f]{16})\.(?P<asked>\d{4}-\d\d-\d\d)\.(?P<days>\d+)\.json\.gz")
-LOCK_TIMEOUT = 1_800  # seconds for a run that is going on: without a key one may wait for the API for minutes
+RUN_LOCK_TIMEOUT = 1_800  # seconds for a run that is going on: without a key one may wait for the API for minutes
 BAR_WIDTH = 30
 
 
@@ -193,19 +194,19 @@ class Coin(NamedTuple):
 
 @dataclass
 class Backfill:
-    """What is wanted of the history before the newest snapshot, and what is there of it."""
+    """The history that is wanted before the newest snapshot, and what exists of it."""
 
     newest: datetime  # UTC, the newest snapshot
     coins: list[Coin]  # of that snapshot, the largest first
     days: list[datetime]  # 00:00 UTC, the oldest first, all before the newest snapshot's own date
-    present: dict[datetime, set[str]]  # the coins that have a row on each of these days
-    kept: dict[Coin, Path]  # answers of an earlier backfill that will do
+    existing: dict[datetime, set[str]]  # the coins that have a row on each of these days
+    kept: dict[Coin, Path]  # reusable answers of an earlier backfill
     missing: list[Coin]  # the coins to ask for
 
     @property
     def rows(self) -> int:
         """How many rows are missing; days before a coin existed count too."""
-        return len(self.coins) * len(self.days) - sum(map(len, self.present.values()))
+        return len(self.coins) * len(self.days) - sum(map(len, self.existing.values()))
 
 
 class Point(NamedTuple):
@@ -240,17 +241,17 @@ def days_to_ask(settings: Settings, first: datetime, today: datetime) -> int:
     """How many days back a call must reach for the days from `first`: one more, for the first day's change."""
     days = (today - first).days + 1
     is_pro = settings.coingecko_api_plan == "pro" and settings.coingecko_api_key
-    return days if is_pro else min(days, DAYS_IN_REACH)
+    return days if is_pro else min(days, MAX_HISTORY_DAYS)
 
 
 def history_name(coin: Coin) -> str:
-    """What the files with the history of `coin` begin with: whatever its id is made of, every system takes it."""
+    """The prefix of the file names of `coin`'s history, valid on every file system whatever its id holds."""
     readable = re.sub("[^a-z0-9-]", "_", coin.coin_id.lower())[:40]
     return f"{readable}.{sha256(coin.coin_id.encode()).hexdigest()[:16]}"
 
 
 def find_histories(settings: Settings, days: list[datetime]) -> dict[str, Path]:
-    """The kept answers of an earlier backfill that will do for `days`, by `history_name`."""
+    """The kept histories of an earlier backfill that cover `days`, by `history_name`."""
     found = {}
     for path in (settings.snapshot_dir / "history").glob("*.json.gz") if settings.snapshot_dir else ():
         if match := HISTORY_FILE.fullmatch(path.name):
@@ -262,7 +263,7 @@ def find_histories(settings: Settings, days: list[datetime]) -> dict[str, Path]:
 
 
 def keep_history(settings: Settings, coin: Coin, asked: datetime, days: int, answer: dict | None) -> None:
-    """Keep the raw answer for `coin` in place of older ones; a warning when that cannot be done."""
+    """Keep the raw history of `coin` in place of older ones; a warning when that cannot be done."""
     if not settings.snapshot_dir:
         return
     folder = settings.snapshot_dir / "history"
@@ -270,20 +271,20 @@ def keep_history(settings: Settings, coin: Coin, asked: datetime, days: int, ans
     try:
         etl_crypto.write_json(path, answer)
         for older in set(folder.glob(f"{history_name(coin)}.*.json.gz")) - {path}:
-            older.unlink()
+            older.unlink(missing_ok=True)
     except OSError as error:
         log.warning("the history of %s cannot be kept in %s (%s)", quote(coin.coin_id), folder, error.strerror)
 
 
 def read_history(path: Path) -> dict | None:
-    """A kept answer; None: the coin was gone. Raises DataError."""
+    """A kept history; None: the coin was gone. Raises DataError."""
     try:
         return etl_crypto.read_json(path)
     except DataError as error:
-        raise DataError(f"{path}: {error}: remove it and start the same command again") from error
+        raise DataError(f"{path}: {error}: delete it and run again") from error
 
 
-def estimate(settings: Settings, backfill: Backfill) -> Iterator[str]:
+def describe_backfill(settings: Settings, backfill: Backfill) -> Iterator[str]:
     """What a backfill will cost, in lines."""
     calls, days = len(backfill.missing), backfill.days
     yield (
@@ -297,7 +298,7 @@ def estimate(settings: Settings, backfill: Backfill) -> Iterator[str]:
         yield f"  to fetch  {calls} coins, a call each: {pace}, {share}; {kept}"
     else:
         yield "  to fetch  nothing: every day is there, or its answer kept"
-    to_write = sum(len(present) < len(backfill.coins) for present in backfill.present.values())
+    to_write = sum(len(ids) < len(backfill.coins) for ids in backfill.existing.values())
     yield f"  to write  up to {backfill.rows:,} rows on {to_write} days; days before a coin existed have none"
 
 
@@ -320,7 +321,7 @@ class Progress:
         text = f"{done} of {self.total} {self.what}, {duration(math.ceil(left / 60))} left"
         if sys.stderr.isatty() and not self.quiet:
             filled = BAR_WIDTH * done // self.total
-            # ends where it began, so that a line of the log takes its place
+            # ends at its start, so that a log line overwrites it
             sys.stderr.write(f"\r[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {text:40}\r")
             sys.stderr.flush()
         elif now - self.logged >= 60:
@@ -328,14 +329,14 @@ class Progress:
             log.info("%s", text)
 
     def end(self) -> None:
-        """Take the bar away."""
+        """Clear the bar."""
         if sys.stderr.isatty() and not self.quiet:
             sys.stderr.write(f"\r{'':{BAR_WIDTH + 43}}\r")
             sys.stderr.flush()
 
 
 def fetch_history(api: etl_crypto.CoinGecko, coin_id: str, days: int) -> dict | None:
-    """One call for a point a day of so many days and the present: lists of [ms since 1970, figure] by kind.
+    """One call: daily points of the last `days` days and now, as lists of [ms since 1970, figure] by kind.
 
     Source: /coins/{id}/market_chart. None for a coin that is gone. Raises etl_crypto.RetryableError or DataError.
     """
@@ -359,13 +360,13 @@ def fetch_histories(
     days = days_to_ask(settings, backfill.days[0], floor_time(now, MINUTES_PER_DAY))
     coins = {coin.coin_id: coin for coin in backfill.missing}
     progress = Progress("coins", len(coins), 60 / settings.requests_per_minute, options.quiet)
-    answered: list[str] = []
+    kept_ids: list[str] = []
     with closing(etl_crypto.CoinGecko(settings)) as api:
 
         def fetch(coin_id: str) -> dict | None:
             answer = fetch_history(api, coin_id, days)
             keep_history(settings, coins[coin_id], now, days, answer)  # at once: those before it may wait for a retry
-            answered.append(coin_id)
+            kept_ids.append(coin_id)
             return answer
 
         try:
@@ -375,8 +376,8 @@ def fetch_histories(
                 yield coins[coin_id], answer
         except DataError as error:
             if settings.snapshot_dir:
-                kept = f"{len(answered)} of {len(coins)} answers are kept"
-                error.args = (f"{error}; {kept}: the same command goes on from there",)
+                kept = f"{len(kept_ids)} of {len(coins)} answers are kept"
+                error.args = (f"{error}; {kept}: run the same command to go on",)
             raise
         finally:
             progress.end()
@@ -384,32 +385,32 @@ def fetch_histories(
 
 @dataclass
 class History:
-    """The rows that answers come to, by their day, and the coins that have none, by the reason."""
+    """The rows from the answers, by day, and the coins that have none, by reason."""
 
     rows: dict[datetime, list[tuple]]
     skipped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, coin: Coin, answer: dict | None) -> None:
-        rows = list(to_history_rows(coin, read_points(answer or {}), self.rows))
+        rows = list(to_history_rows(coin, to_points(answer or {}), self.rows))
         for row in rows:
             self.rows[row[0]].append(row)
         if not rows:
-            reason = "CoinGecko has no history of them in these days" if answer else "they are gone from CoinGecko"
+            reason = "no history in these days" if answer else "gone from CoinGecko"
             self.skipped[reason].append(coin.coin_id)
 
 
-def read_points(answer: dict) -> dict[datetime, Point]:
-    """The days of an answer, by their 00:00 UTC. The unfinished last point, and any other in mid-day, is none."""
-    prices, market_caps, volumes = (read_days(answer.get(kind)) for kind in ("prices", "market_caps", "total_volumes"))
+def to_points(answer: dict) -> dict[datetime, Point]:
+    """The days of an answer, by their 00:00 UTC. Points within a day, as the last one, are left out."""
+    prices, market_caps, volumes = (to_days(answer.get(kind)) for kind in ("prices", "market_caps", "total_volumes"))
     return {
-        # a market cap of 0 is how CoinGecko says that it knows none
+        # CoinGecko sends a market cap of 0 for unknown
         day: Point(price, max(market_caps.get(day, 0.0), 0.0) or None, volumes.get(day))
         for day, price in prices.items()
     }
 
 
-def read_days(points: Any) -> dict[datetime, float]:
-    """The figures at 00:00 UTC of a list of [ms since 1970, figure]; whatever else is in it is passed over."""
+def to_days(points: Any) -> dict[datetime, float]:
+    """The figures at 00:00 UTC of a list of [ms since 1970, figure]; anything else is skipped."""
     days: dict[datetime, float] = {}
     for point in points if isinstance(points, list) else ():
         with suppress(TypeError, ValueError, OverflowError):
@@ -460,7 +461,7 @@ def run_backfill(settings: Settings, options: Namespace) -> None:
     now = etl_crypto.utc_now()
     with closing(Database(server)) if options.dry_run else open_database(server, BACKFILL_LOCK) as database:
         backfill = database.transaction(partial(read_backfill, settings=settings, days=options.backfill))
-        for line in estimate(settings, backfill):
+        for line in describe_backfill(settings, backfill):
             say(options, line)
         if options.dry_run:
             return
@@ -478,16 +479,16 @@ def run_backfill(settings: Settings, options: Namespace) -> None:
             with writing.timed():
                 write_days(settings, history.rows, writing)
         for reason, coins in history.skipped.items():
-            log.warning("passed over, for %s: %d coins, %s", reason, len(coins), join_quoted(coins))
+            log.warning("skipped, %s: %d coins, %s", reason, len(coins), join_quoted(coins))
 
 
 def write_days(settings: Settings, rows: Mapping[datetime, list[tuple]], step: Step) -> None:
-    """Write each day in a transaction of its own, under the run lock, which is waited for and held for this alone."""
+    """Write each day in a transaction of its own, under the run lock, waited for and held only here."""
     written = days = 0
     if not any(rows.values()):
         step.detail = "nothing to write"
         return
-    with open_database(settings.server, lock_timeout=LOCK_TIMEOUT) as database:
+    with open_database(settings.server, lock_timeout=RUN_LOCK_TIMEOUT) as database:
         for day, day_rows in rows.items():
             new = database.transaction(partial(write_day, settings=settings, day=day, rows=day_rows))
             written += new
@@ -518,7 +519,7 @@ def show_status(settings: Settings, options: Namespace) -> None:
 
 
 def status_lines(status: Status) -> Iterator[str]:
-    """The status for people."""
+    """The status as text."""
     newest, oldest, as_of = status.newest_snapshot, status.oldest_snapshot, status.newest_figure
     about = "about " if status.rows_are_estimated else ""
     age = f"{duration(status.age_minutes)} (newest figure {as_of or newest:%Y-%m-%d %H:%M:%S} UTC)"
@@ -538,7 +539,7 @@ def check_options(options: Namespace) -> None:
     for is_wrong, problem in (
         (options.max_age is not None and not options.status, "--max-age goes with --status"),
         (options.json and not options.status, "--json goes with --status"),
-        (options.backfill and options.force, "--backfill refuses no snapshot: leave --force out"),
+        (options.backfill and options.force, "--force is not for --backfill: leave it out"),
         (
             options.status and (options.dry_run or options.force),
             "--status writes nothing: leave --dry-run, --force out",
@@ -563,11 +564,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = etl_crypto.make_parser("pipeline_orchestrator.py", __doc__)
     source = etl_crypto.add_extract_options(parser)
     source.add_argument("--status", action="store_true", help="how up to date the table is; exit code 6 when it is not")
-    to_days, to_minutes = partial(etl_crypto.number, int, 1, DAYS_IN_REACH), partial(etl_crypto.number, float, 0, 1e9)
-    help_text = f"daily history of the newest snapshot's coins (1 to {DAYS_IN_REACH}, as far as free plans reach)"
-    source.add_argument("--backfill", metavar="DAYS", type=to_days, help=help_text)
+    days = partial(etl_crypto.to_number, int, 1, MAX_HISTORY_DAYS)
+    minutes = partial(etl_crypto.to_number, float, 0, 1e9)
+    help_text = f"daily history of the newest snapshot's coins (1 to {MAX_HISTORY_DAYS}, as far as free plans reach)"
+    source.add_argument("--backfill", metavar="DAYS", type=days, help=help_text)
     parser.add_argument("--json", action="store_true", help="with --status: for programs")
-    parser.add_argument("--max-age", metavar="MINUTES", type=to_minutes, help="with --status: older is too old")
+    parser.add_argument("--max-age", metavar="MINUTES", type=minutes, help="with --status: older is too old")
     return etl_crypto.run_script(parser, argv, run)
 
 

@@ -4,7 +4,7 @@
   python segment_and_load.py --all            every row again, after a change of TIER_..._MIN
 
 Tiers, by market cap in USD: Large Cap from TIER_LARGE_CAP_MIN, Mid Cap from TIER_MID_CAP_MIN, Small Cap from
-TIER_SMALL_CAP_MIN, Micro/Nano Cap below; Unknown when the market cap is NULL or 0, which is how CoinGecko says so.
+TIER_SMALL_CAP_MIN, Micro/Nano Cap below; Unknown when it is NULL or not above 0 (CoinGecko sends 0 for unknown).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger("segment_and_load")
 
 TIERS = ("Large Cap", "Mid Cap", "Small Cap", "Micro/Nano Cap", "Unknown")
 CHUNK_ROWS = 20_000  # read at a time: memory stays flat
-COMMIT_ROWS = 2_000  # changed by --all in one transaction: others that write wait for its locks 0.1 s at most
+COMMIT_ROWS = 2_000  # changed by --all in one transaction: other writers wait for its locks 0.1 s at most
 PROGRESS_SECONDS = 5
 
 
@@ -52,7 +52,7 @@ def assign_tiers(market_caps: Iterable[float | None], settings: Settings) -> pd.
 
 
 def expected_tiers(rows: list[TierRow], settings: Settings) -> list[str]:
-    """The tier that each of `rows` should have by the present bounds."""
+    """The tier that each of `rows` should have by the current bounds."""
     return assign_tiers([row.market_cap for row in rows], settings).tolist()
 
 
@@ -69,7 +69,7 @@ class Segmented(NamedTuple):
 def segment(cursor: Any, settings: Settings, dry_run: bool = False) -> Segmented:
     """Give every row without a tier its tier, within the transaction of `cursor`; with `dry_run`, only count them.
 
-    The cost is that of the rows without a tier, however long the history: an index finds them.
+    The cost depends on the rows without a tier, not on the history: an index finds them.
     """
     tiers: Counter[str] = Counter()
     newest = None
@@ -84,8 +84,8 @@ def segment(cursor: Any, settings: Settings, dry_run: bool = False) -> Segmented
             return Segmented(tiers, newest)
 
 
-def warn_of_other_bounds(cursor: Any, settings: Settings, before: datetime | None) -> None:
-    """Warn when the newest snapshot, or the newest one before `before`, has tiers by other bounds than the present."""
+def warn_if_bounds_changed(cursor: Any, settings: Settings, before: datetime | None) -> None:
+    """Warn when the newest snapshot (before `before`, if given) was tiered by other bounds than the current."""
     timestamp = crypto_prices.read_newest(cursor, before or datetime.max)
     if timestamp is None:
         return
@@ -93,7 +93,7 @@ def warn_of_other_bounds(cursor: Any, settings: Settings, before: datetime | Non
     changed = sum(row.tier != tier for row, tier in zip(rows, expected_tiers(rows, settings), strict=True))
     if changed:
         log.warning(
-            "with the present TIER_..._MIN, %d of the %d coins of %s UTC would be in another tier:"
+            "with the current TIER_..._MIN, %d of the %d coins of %s UTC would be in another tier:"
             " python segment_and_load.py --all updates the whole history",
             changed,
             len(rows),
@@ -105,9 +105,9 @@ def warn_of_other_bounds(cursor: Any, settings: Settings, before: datetime | Non
 
 
 def segment_all(settings: Settings, database: Database, dry_run: bool) -> tuple[int, Counter[str]]:
-    """Give every row the tier of the present bounds. Returns the rows read, and the rows changed to each tier.
+    """Give every row the tier of the current bounds. Returns the rows read, and the rows changed to each tier.
 
-    It goes along the primary key, chunk by chunk, and writes only rows that change, in short transactions: it may be
+    It walks the primary key in chunks and writes only rows that change, in short transactions: it may be
     interrupted at any moment and run again.
     """
     total, _ = database.transaction(crypto_prices.count_rows)
@@ -132,14 +132,14 @@ def segment_all(settings: Settings, database: Database, dry_run: bool) -> tuple[
             logged = now
             rate = read / (now - started)
             left = max(total - read, 0) / rate
-            log.info("%d of %d rows, %d changed; %.0f rows/s, %.0f s left", read, total, tiers.total(), rate, left)
+            log.info("%d of ~%d rows, %d changed; %.0f rows/s, %.0f s left", read, total, tiers.total(), rate, left)
 
 
 # -------------------------------------------------------------------------------------------------------------- script
 
 
-def describe(tiers: Counter[str], done: str) -> str:
-    """Rows in all and per tier, such as "63 tiered: 11 Large Cap, 52 Mid Cap"; tiers without rows are left out."""
+def count_by_tier(tiers: Counter[str], done: str) -> str:
+    """Rows in all and per tier, such as "63 rows tiered: 11 Large Cap, 52 Mid Cap"; tiers without rows are left out."""
     per_tier = ", ".join(f"{tiers[tier]} {tier}" for tier in TIERS if tiers[tier])
     return f"{tiers.total()} {done}" + (f": {per_tier}" if per_tier else "")
 
@@ -149,15 +149,15 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 
     def segment_untiered(cursor: Any) -> Segmented:
         segmented = segment(cursor, settings, options.dry_run)
-        warn_of_other_bounds(cursor, settings, segmented.newest)
+        warn_if_bounds_changed(cursor, settings, segmented.newest)
         return segmented
 
     with closing(Database(settings.server)) if options.dry_run else open_database(settings.server) as database:
         if options.all:
             read, tiers = segment_all(settings, database, options.dry_run)
-            result = f"{read} rows read, {describe(tiers, 'changed')}"
+            result = f"{read} rows read, {count_by_tier(tiers, 'changed')}"
         else:
-            result = describe(database.transaction(segment_untiered).tiers, "rows tiered")
+            result = count_by_tier(database.transaction(segment_untiered).tiers, "rows tiered")
     say(options, result + (" (dry run: nothing was written)" if options.dry_run else ""))
 
 

@@ -6,7 +6,7 @@
 --   mysql -u root -p -e "source sql/accounts.sql"
 --
 -- '%' lets them in from any machine that reaches the server; put a host name or an address in its place to narrow it.
--- Safe to run again: an account that is there keeps its password (change one with ALTER USER ... IDENTIFIED BY ...).
+-- Safe to run again: an existing account keeps its password (change one with ALTER USER ... IDENTIFIED BY ...).
 
 -- The pipeline: the account for MYSQL_USER and MYSQL_PASSWORD in .env.
 CREATE USER IF NOT EXISTS 'crypto_etl'@'%' IDENTIFIED BY <password for crypto_etl>;

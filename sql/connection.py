@@ -1,6 +1,6 @@
 """The connection to MySQL or MariaDB: sessions, transactions that are retried, and errors in one line with a hint.
 
-Nothing here knows of CoinGecko, .env or the command line.
+It reads neither .env nor the command line.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ def join_quoted(values: Iterable[object], limit: int = 5) -> str:
     return ", ".join(quote(value) for value in values[:limit]) + more
 
 
-LOST = (1053, 1317, 1927, 2006, 2013, 2055, 4031)  # shut down, killed (1317, 1927), lost, idle for too long
+LOST = (1053, 1317, 1927, 2006, 2013, 2055, 3024, 4031)  # shut down, killed, lost, mute (3024: pure Python), idle
 NO_SERVER = (2002, 2003, 2005)
 NO_TLS = (2026,)  # or a server that went away during the handshake
 LOCKED = (1020, 1205, 1213)  # changed by another (innodb_snapshot_isolation), lock wait, deadlock
-PASSING = (*LOST, *NO_SERVER, *NO_TLS, *LOCKED)  # what may be over in a moment
+TRANSIENT = (*LOST, *NO_SERVER, *NO_TLS, *LOCKED)
 OTHER_TABLE = (
     "{database}.crypto_prices was made by something else ({error}): keep it under another name (RENAME TABLE), then run"
     " sql/crypto_prices.sql and sql/accounts.sql, see README.md"
@@ -75,7 +75,7 @@ HINTS = {
     NO_SERVER: "no MySQL server answers at {server}: start it, or check MYSQL_HOST and MYSQL_PORT (without a server of"
     " your own: bash sql/local_mysql.sh python pipeline_orchestrator.py)",
     LOST: "the connection to MySQL at {server} was lost: check that the server is up, then run again",
-    LOCKED: "other sessions keep {database}.crypto_prices or rows of it locked: end them, then run again",
+    LOCKED: "other sessions hold locks on {database}.crypto_prices or its rows: end them, then run again",
     NO_TLS: "no trusted TLS connection to {server} ({error}): check MYSQL_SSL_CA, and that MYSQL_HOST is the name in"
     " the server's certificate",
     (1146, 1932): "no table {database}.crypto_prices at {server}: run sql/crypto_prices.sql, or check MYSQL_DATABASE",
@@ -83,7 +83,7 @@ HINTS = {
     (1044,): "{user} has no right on a database {database} at {server}, or there is none: check MYSQL_DATABASE, or run"
     " sql/database.sql, sql/crypto_prices.sql and sql/accounts.sql with its name in place of crypto_db",
     (1045, 1698): "MySQL at {server} refused the login of {user}: check MYSQL_USER and MYSQL_PASSWORD",
-    (1820, 1862, 3118): "the account {user} at {server} is locked or its password has expired: ALTER USER it ({error})",
+    (1820, 1862, 3118): "the account {user} at {server} is locked or its password expired: run ALTER USER ({error})",
     (2061,): "{user} cannot log in at {server} without TLS: enable TLS in the server ({error})",
     (1142, 1143, 1227): "{user} lacks a right on {database}.crypto_prices at {server}: run sql/accounts.sql ({error})",
     (1048, 1054, 1264, 1265, 1364, 1366, 1406): OTHER_TABLE,
@@ -95,7 +95,7 @@ HINTS = {
 
 
 def mysql_errors() -> tuple[type[Exception], ...]:
-    """What the connector raises: with its C extension, COMMIT on a lost server is none of its own errors."""
+    """What the connector raises; its C extension raises a class of its own from COMMIT on a lost server."""
     import mysql.connector
 
     try:
@@ -112,7 +112,7 @@ def explain(error: Exception, server: Server) -> DatabaseError:
     errno = getattr(error, "errno", None)
     if errno == -1 and isinstance(error, mysql.connector.OperationalError):
         errno = 2006  # the connector found the connection lost before it asked the server
-    otherwise = "MySQL at {server}: {error}; the server's log may say more, then run again"
+    otherwise = "MySQL at {server}: {error}; see the server's log, then run again"
     hint = next((hint for numbers, hint in HINTS.items() if errno in numbers), otherwise)
     where = {"server": f"{server.host}:{server.port}", "user": quote(server.user), "database": server.database}
     return DatabaseError(hint.format(**where, error=quote(str(error), 300)), errno)
@@ -143,9 +143,9 @@ SESSION = (  # whatever the server's own are
 
 @contextmanager
 def defer_signals() -> Iterator[None]:
-    """SIGTERM and Ctrl-C take effect when this is left; in a thread, which they never reach, nothing changes.
+    """SIGTERM and Ctrl-C take effect on exit; outside the main thread, which alone gets them, this is a no-op.
 
-    An exception raised by a signal handler crashes the connector's C code, and Python's import prints and ignores it.
+    A handler that raises crashes the connector's C code; inside an import, Python prints the exception and drops it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -165,7 +165,7 @@ def defer_signals() -> Iterator[None]:
 
 
 def connect(server: Server) -> Connection:
-    """An open session in which everything is set that the figures depend on. Raises one of mysql_errors()."""
+    """An open session with every setting that the figures depend on. Raises one of mysql_errors()."""
     import mysql.connector
 
     tls = {}
@@ -198,21 +198,21 @@ class Lock(NamedTuple):
     """A named lock of a database, which one session at a time can hold."""
 
     name: str
-    holder: str  # for the message "another … <database>", such as "run is writing to"
+    activity: str  # for the message "another … <database>", such as "run is writing to"
 
 
 class Database:
     """A session that is opened again when it is lost; with `lock`, the only one in its database that holds it.
 
     Signals take effect between two attempts, never within one. Raises DatabaseError, and AlreadyRunningError when
-    another session holds the lock for longer than `lock_timeout` seconds. To be closed, which frees the lock.
+    another session keeps the lock: `lock_timeout` s at first, RETRY_SECONDS later. close() frees it.
     """
 
     def __init__(self, server: Server, lock: Lock | None = None, lock_timeout: float = 0) -> None:
         self.server = server
         self.lock = lock
         self.connection: Connection | None = None
-        self._retry(self._reopen, lock_timeout, passing=())
+        self._retry(self._ensure_open, lock_timeout, transient=())
 
     def transaction(self, work: Callable[[Any], Result]) -> Result:
         """What `work(cursor)` returns. Commit on success, roll back and re-raise on error: the one place that commits.
@@ -222,7 +222,7 @@ class Database:
         """
 
         def attempt() -> Result:
-            self._reopen()
+            self._ensure_open()
             try:
                 cursor = self.connection.cursor()
                 result = work(cursor)
@@ -234,20 +234,20 @@ class Database:
                     self.connection.rollback()
                 raise
 
-        return self._retry(attempt, RETRY_SECONDS, PASSING)
+        return self._retry(attempt, RETRY_SECONDS, TRANSIENT)
 
     def keepalive(self) -> None:
         """Keep an idle session and its lock, whatever the server's timeouts are; a lost one is replaced if possible."""
         with suppress(AlreadyRunningError, *mysql_errors()), defer_signals():
-            self._reopen()
+            self._ensure_open()
 
     def close(self) -> None:
-        with suppress(*mysql_errors()):
+        with suppress(*mysql_errors()), defer_signals():
             if self.connection:
                 self.connection.close()
         self.connection = None
 
-    def _reopen(self) -> None:
+    def _ensure_open(self) -> None:
         """A new session with the lock, unless the present one is alive: a long fetch outlasts some servers' timeout."""
         if self.connection and self.connection.is_connected():
             return
@@ -256,13 +256,13 @@ class Database:
         if self.lock and not take_lock(connection, self.lock, self.server.database):
             connection.close()
             raise AlreadyRunningError(
-                f"another {self.lock.holder} {self.server.database} at {self.server.host}:{self.server.port}:"
+                f"another {self.lock.activity} {self.server.database} at {self.server.host}:{self.server.port}:"
                 " wait until it has ended, then run again"
             )
         self.connection = connection
 
-    def _retry(self, step: Callable[[], Result], timeout: float, passing: tuple[int, ...]) -> Result:
-        """What `step()` returns, retried for `timeout` seconds after a lock that is held and the errors `passing`."""
+    def _retry(self, step: Callable[[], Result], timeout: float, transient: tuple[int, ...]) -> Result:
+        """What `step()` returns, retried for `timeout` seconds while the lock is held or an error is `transient`."""
         deadline = warned = None
         failures = 0
         while True:
@@ -270,20 +270,20 @@ class Database:
                 with defer_signals():
                     return step()
             except AlreadyRunningError as error:
-                problem, may_pass = error, True
+                problem, is_transient = error, True
             except mysql_errors() as error:
                 problem = explain(error, self.server)
                 problem.__cause__ = error
-                may_pass = problem.errno in passing
-                if problem.errno not in LOCKED:  # a session that only had to wait is as good as new
+                is_transient = problem.errno in transient
+                if problem.errno not in LOCKED:  # after a lock wait or a deadlock it is still usable
                     self.close()
             deadline = deadline or time.monotonic() + timeout
-            if not may_pass or time.monotonic() >= deadline:
+            if not is_transient or time.monotonic() >= deadline:
                 raise problem
             if str(problem) != warned:
                 warned = str(problem)
-                log.warning("%s; trying again for up to %.0f s", warned, timeout)
-            time.sleep(min(0.5 * failures, 2))  # not at first: what was in the way of a deadlock is over by then
+                log.warning("retrying for up to %.0f s: %s", timeout, warned)
+            time.sleep(min(0.5 * failures, 2))  # the first at once: a deadlock's winner has finished by then
             failures += 1
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
-from sql.connection import OTHER_TABLE, Database, DatabaseError, Lock, Server
+from sql.connection import OTHER_TABLE, Database, DatabaseError, Lock, Server, join_quoted
 
 RUN_LOCK = Lock("crypto_prices", "run is writing to")
 BACKFILL_LOCK = Lock("crypto_prices.backfill", "backfill is going on for")
@@ -25,10 +25,11 @@ FIGURES = (  # each a DOUBLE, which holds every figure that CoinGecko sends
     "price_change_percentage_1h", "price_change_percentage_24h", "price_change_percentage_7d", "market_cap_change_24h",
     "market_cap_change_percentage_24h", "circulating_supply", "total_supply", "max_supply", "ath", "atl",
 )  # fmt: skip
+LONGEST_TIER = len("Micro/Nano Cap")
 COLUMNS = ("timestamp", *TEXT_LENGTHS, "market_cap_rank", *FIGURES, "last_updated")
 
 
-# ----------------------------------------------------------------------------------------------------------- check
+# -------------------------------------------------------------------------------------------------- open and check
 
 
 @contextmanager
@@ -42,9 +43,9 @@ def open_database(server: Server, lock: Lock = RUN_LOCK, lock_timeout: float = 0
         yield database
 
 
-OF_TABLE = "WHERE table_schema = DATABASE() AND table_name = 'crypto_prices'"
+THIS_TABLE = "WHERE table_schema = DATABASE() AND table_name = 'crypto_prices'"
 MISMATCHED_COLUMNS = f"""
-SELECT column_name FROM information_schema.columns {OF_TABLE} AND NOT COALESCE(CASE
+SELECT column_name FROM information_schema.columns {THIS_TABLE} AND NOT COALESCE(CASE
   WHEN column_name IN ('{"', '".join(FIGURES)}') THEN data_type = 'double' AND is_nullable = 'YES'
   WHEN column_name = 'timestamp' THEN data_type = 'datetime'
   WHEN column_name = 'coin_id' THEN character_maximum_length >= {TEXT_LENGTHS["coin_id"]}
@@ -52,7 +53,7 @@ SELECT column_name FROM information_schema.columns {OF_TABLE} AND NOT COALESCE(C
   WHEN column_name = 'market_cap_rank' THEN data_type IN ('int', 'bigint') AND is_nullable = 'YES'
   WHEN column_name = 'last_updated' THEN data_type = 'datetime' AND datetime_precision >= 3 AND is_nullable = 'YES'
   WHEN column_name = 'market_cap_tier'
-    THEN data_type <> 'enum' AND character_maximum_length >= 14 AND is_nullable = 'YES'
+    THEN data_type <> 'enum' AND character_maximum_length >= {LONGEST_TIER} AND is_nullable = 'YES'
   ELSE is_nullable = 'YES' OR column_default IS NOT NULL OR extra <> '' END, FALSE)
 ORDER BY column_name
 """
@@ -64,17 +65,17 @@ def check_table(cursor: Any, database: str) -> None:
     # Statements that touch no row still need the rights, the columns and a server that takes writes.
     cursor.execute(f"INSERT INTO crypto_prices ({columns}) SELECT {columns} FROM crypto_prices WHERE FALSE")
     cursor.execute("UPDATE crypto_prices SET market_cap_tier = NULL WHERE FALSE")
-    facts = f"FROM information_schema.columns {OF_TABLE}"
+    facts = f"FROM information_schema.columns {THIS_TABLE}"
     key = read_column(cursor, f"SELECT LOWER(column_name) {facts} AND column_key = 'PRI' ORDER BY 1")
     mismatched = read_column(cursor, MISMATCHED_COLUMNS)
     [collation] = read_column(cursor, f"SELECT collation_name {facts} AND column_name = 'coin_id'")
-    [engine] = read_column(cursor, f"SELECT engine FROM information_schema.tables {OF_TABLE}")
+    [engine] = read_column(cursor, f"SELECT engine FROM information_schema.tables {THIS_TABLE}")
     if key != ["coin_id", "timestamp"]:
         problem = f"its primary key is {', '.join(key) or 'missing'}, not timestamp and coin_id"
     elif mismatched:
-        problem = f"{', '.join(mismatched)} cannot hold what is written there"
+        problem = f"{join_quoted(mismatched)} cannot hold what is written there"
     elif not collation.endswith("_bin"):
-        problem = f"coin_id has the collation {collation}, which takes different coins for one"
+        problem = f"coin_id has the collation {collation}, which treats different coins as one"
     elif engine != "InnoDB":
         problem = f"its engine is {engine}, which has no transactions"
     else:
@@ -94,7 +95,7 @@ BATCH_ROWS = 1_000  # 330 KB a statement: well below every server's max_allowed_
 
 
 def upsert(cursor: Any, rows: list[tuple]) -> None:
-    """Insert `rows`, in the order of COLUMNS and of the primary key, or update those that are there.
+    """Insert `rows` (values as in COLUMNS, sorted by primary key), or update those that exist.
 
     Their tier becomes NULL. Sorted rows take half the space on disk and do not deadlock with those of another run.
     """
@@ -105,16 +106,15 @@ def upsert(cursor: Any, rows: list[tuple]) -> None:
     update = f" /*!80019 AS new */ ON DUPLICATE KEY UPDATE {updates}, market_cap_tier = NULL"
     for start in range(0, len(rows), BATCH_ROWS):
         batch = rows[start : start + BATCH_ROWS]
-        # Positional parameters: named ones are replaced one after another, and a coin may be called %(symbol)s. Not
-        # by executemany, which parses the statement each time: half of the time for a hundred rows. Nor by a prepared
-        # statement: the connector binds figures as FLOAT, with seven digits.
+        # Positional parameters: named ones are replaced one after another, and a coin may be called %(symbol)s. No
+        # executemany: parsing the statement each time is half of its time for a hundred rows. No prepared statement:
+        # the connector binds figures as FLOAT, with seven digits.
         cursor.execute(insert + ", ".join([values] * len(batch)) + update, tuple(chain.from_iterable(batch)))
 
 
 def read_recent_sizes(cursor: Any) -> list[int]:
     """How many coins each of the last five snapshots has, the newest first."""
-    order = "GROUP BY timestamp ORDER BY timestamp DESC"
-    return read_column(cursor, f"SELECT COUNT(*) FROM crypto_prices {order} LIMIT 5")
+    return read_column(cursor, "SELECT COUNT(*) FROM crypto_prices GROUP BY timestamp ORDER BY timestamp DESC LIMIT 5")
 
 
 # ----------------------------------------------------------------------------------------------------------- tiers
@@ -138,8 +138,8 @@ def read_tier_rows(cursor: Any, condition: str, parameters: tuple = ()) -> list[
 def read_untiered(cursor: Any, limit: int | None) -> list[TierRow]:
     """Up to `limit` rows without a tier, locked until the transaction ends; with None all of them, not locked.
 
-    FOR UPDATE: as the rows are now. Those that others delete meanwhile would stay in the transaction's old view,
-    without a tier for ever.
+    FOR UPDATE reads current rows: in the transaction's old view, rows deleted meanwhile would stay untiered, and the
+    loop of the caller would not end.
     """
     return read_tier_rows(cursor, "market_cap_tier IS NULL" + (f" LIMIT {limit} FOR UPDATE" if limit else ""))
 
@@ -170,7 +170,7 @@ def write_tiers(cursor: Any, tiers: Iterable[tuple[datetime, str, str]]) -> None
 
 # ---------------------------------------------------------------------------------------------- status and history
 
-COUNTED_ROWS = 1_500_000  # more are estimated: to count them takes longer than a user waits, or the connection
+COUNTED_ROWS = 1_500_000  # above it, an estimate: counting takes longer than a user or ANSWER_TIMEOUT waits
 
 
 class Status(NamedTuple):
@@ -178,10 +178,10 @@ class Status(NamedTuple):
 
     newest_snapshot: datetime | None
     coins: int  # of that snapshot
-    newest_figure: datetime | None  # when the coin that was updated last was updated
+    newest_figure: datetime | None  # the latest last_updated of its coins
     age_minutes: float | None  # of the newest figure
     oldest_snapshot: datetime | None
-    days: int  # from the oldest snapshot's to the newest's
+    days: int  # from the oldest snapshot to the newest
     days_without_snapshot: int  # of these
     rows: int
     rows_are_estimated: bool
@@ -189,8 +189,8 @@ class Status(NamedTuple):
 
 
 def count_rows(cursor: Any) -> tuple[int, bool]:
-    """The rows of the table, and whether that is the server's estimate: to count millions takes it seconds."""
-    [estimate] = read_column(cursor, f"SELECT table_rows FROM information_schema.tables {OF_TABLE}")
+    """The rows of the table, and whether that is the server's estimate."""
+    [estimate] = read_column(cursor, f"SELECT table_rows FROM information_schema.tables {THIS_TABLE}")
     if (estimate or 0) > COUNTED_ROWS:
         return estimate, True
     return read_column(cursor, "SELECT COUNT(*) FROM crypto_prices")[0], False
@@ -202,7 +202,7 @@ def read_newest(cursor: Any, before: datetime = datetime.max) -> datetime | None
 
 
 def read_status(cursor: Any, now: datetime) -> Status:
-    """The status at `now` (UTC). A figure dated later tells nothing and is left aside."""
+    """The status at `now` (UTC). Figures dated later are ignored."""
     newest = read_newest(cursor)
     [coins] = read_column(cursor, "SELECT COUNT(*) FROM crypto_prices WHERE timestamp = %s", (newest,))
     statement = "SELECT MAX(last_updated) FROM crypto_prices WHERE timestamp = %s AND last_updated <= %s"
@@ -217,7 +217,7 @@ def read_status(cursor: Any, now: datetime) -> Status:
 
 
 def count_days(cursor: Any, oldest: datetime | None) -> int:
-    """The days that have a snapshot. From day to day by the key: the rows between two of them are not read."""
+    """The days that have a snapshot. Jumps from day to day by the key and reads no row in between."""
     days, day = 0, oldest
     while day:
         days += 1
@@ -246,10 +246,8 @@ def read_ids(cursor: Any, timestamps: list[datetime]) -> dict[datetime, set[str]
 
 
 def read_last_days(cursor: Any, columns: list[str], days: float) -> list[tuple]:
-    """`columns` of the rows of the newest `days` (0: of all) by primary key."""
-    since = "timestamp > (SELECT MAX(timestamp) FROM crypto_prices) - INTERVAL %s SECOND" if days > 0 else "%s <= 0"
-    cursor.execute(
-        f"SELECT {', '.join(columns)} FROM crypto_prices WHERE {since} ORDER BY timestamp, coin_id",
-        (round(days * 86400),),
-    )
+    """`columns` of the rows of the last `days` (0: all), by primary key."""
+    newest = "(SELECT MAX(timestamp) FROM crypto_prices)"
+    since = f"timestamp > {newest} - INTERVAL {round(days * 86400)} SECOND" if days > 0 else "TRUE"
+    cursor.execute(f"SELECT {', '.join(columns)} FROM crypto_prices WHERE {since} ORDER BY timestamp, coin_id")
     return cursor.fetchall()

@@ -1,9 +1,9 @@
 -- The table, for the database that is selected when this runs:
 --   mysql -u root -p crypto_db -e "source sql/crypto_prices.sql"
--- Safe to run again: a table that is there stays as it is.
+-- Safe to run again: an existing table stays as it is.
 --
 -- Figures are DOUBLE: it gives every figure CoinGecko sends back unchanged, from a price of 1e-18 to a supply of 4e17;
--- DECIMAL(20,8) turns real prices into 0. NULL means that CoinGecko sent none; it is never stored as 0.
+-- DECIMAL(20,8) turns real prices into 0. NULL: CoinGecko sent none; it is never stored as 0.
 -- The primary key begins with the time, so a snapshot lies together on disk and the newest one is read at once.
 
 CREATE TABLE IF NOT EXISTS crypto_prices (
@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS crypto_prices (
   max_supply                       DOUBLE       NULL COMMENT 'coins',
   ath                              DOUBLE       NULL COMMENT 'USD, all-time high',
   atl                              DOUBLE       NULL COMMENT 'USD, all-time low',
-  last_updated                     DATETIME(3)  NULL COMMENT 'UTC, when CoinGecko last renewed this coin',
+  last_updated                     DATETIME(3)  NULL COMMENT 'UTC, when CoinGecko last updated this coin',
   market_cap_tier                  VARCHAR(20)  NULL COMMENT 'NULL until segment_and_load.py has run',
   PRIMARY KEY (timestamp, coin_id),
   KEY coin_id_timestamp (coin_id, timestamp),

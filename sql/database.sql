@@ -1,6 +1,6 @@
 -- The database. First of the three files; run it with an account that may create databases:
 --   mysql -u root -p -e "source sql/database.sql"
--- Safe to run again: a database that is there stays as it is.
+-- Safe to run again: an existing database stays as it is.
 
 CREATE DATABASE IF NOT EXISTS crypto_db
   CHARACTER SET utf8mb4

@@ -7,7 +7,7 @@
 #
 # The first run makes .venv with requirements.txt, and in .mysql/ a server of its own: on this machine only
 # (127.0.0.1), on a port of its own, no service. Later runs find both and take about a second. The server stays up.
-# MYSQL_DATABASE names the database (default crypto_db). To begin anew: --stop, then remove .mysql.
+# MYSQL_DATABASE names the database (default crypto_db). To start over: --stop, then remove .mysql.
 # Works with bash 3.2 (macOS): there, `set -e` does not see a subshell (...) fail. Windows: see README.md.
 set -euo pipefail
 
@@ -155,17 +155,17 @@ stop_server() {
 # Sets `server` to a server binary and `kind` to what it is, which must be what made the data that is there.
 # A plain user's PATH lacks the sbin folders, cron's the others.
 find_server() {
-  local made_by name misfit=''
+  local made_by name mismatch=''
   made_by=$(cat "$home/data/.complete" 2>/dev/null || true)
   for name in mysqld mariadbd; do
     server=$(PATH=$PATH:/usr/sbin:/usr/local/sbin:/usr/libexec:/usr/local/bin:/opt/homebrew/bin:/usr/local/mysql/bin \
       command -v "$name") || continue
     case $("$server" --no-defaults --version) in *MariaDB*) kind=MariaDB ;; *) kind=MySQL ;; esac
     if [ "${made_by:-$kind}" = "$kind" ]; then return; fi
-    misfit=$server
+    mismatch=$server
   done
-  [ -z "$misfit" ] \
-    || die "$misfit is not $made_by, which made $home/data: install $made_by, or remove $home to begin anew"
+  [ -z "$mismatch" ] \
+    || die "$mismatch is not $made_by, which made $home/data: install $made_by, or remove $home to start over"
   return 1
 }
 
@@ -202,7 +202,7 @@ create_data() {
   else
     "$server" "${options[@]}" --initialize-insecure
   fi >"$home/server.log" 2>&1 || server_failed "could not make its data"
-  echo "$kind" >"$home/data/.complete"  # without it, what an interrupted run left is made anew
+  echo "$kind" >"$home/data/.complete"  # without it, what an interrupted run left is made again
 }
 
 server_failed() {

@@ -224,7 +224,7 @@ def test_when_coingecko_fails_it_says_what_is_kept_and_the_same_command_goes_on(
 
     result = scripts.pipeline("--backfill", 5)
 
-    one_line_error(result, 3, "coin 'coin-00004': status 500", " answers are kept: the same command goes on from there")
+    one_line_error(result, 3, "coin 'coin-00004': status 500", " answers are kept: run the same command to go on")
     assert database.count() == 5
     assert "fetch history        failed" in result.stdout
 
@@ -239,7 +239,7 @@ def test_a_kept_answer_that_cannot_be_read_is_named(scripts: Scripts, market: St
     spoilt = next(scripts.snapshots.glob("history/coin-00002*"))
     spoilt.write_bytes(b"[")
 
-    one_line_error(scripts.pipeline("--backfill", 3), 3, str(spoilt), "remove it and start the same command again")
+    one_line_error(scripts.pipeline("--backfill", 3), 3, str(spoilt), "delete it and run again")
 
 
 def test_each_coin_has_a_retry_budget_of_its_own(scripts: Scripts, market: StubCoinGecko, database: Database):
@@ -255,7 +255,7 @@ def test_a_coin_that_is_gone_is_named_and_passed_over(scripts: Scripts, market: 
     result = scripts.pipeline("--backfill", 2)
 
     assert result.returncode == 0
-    assert "they are gone from CoinGecko: 1 coins, 'coin-00002'" in result.stderr
+    assert "skipped, gone from CoinGecko: 1 coins, 'coin-00002'" in result.stderr
     assert database.count() == 5 + 8
 
 

@@ -122,7 +122,7 @@ def test_a_list_that_repeats_itself_for_ever_ends(api: StubCoinGecko, clock: Clo
     api.script = lambda page, attempt: Answer(api.coins)
 
     assert len(ids(fetch(clock, None, COINGECKO_BASE_URL=api.url, REQUESTS_PER_MINUTE="100"))) == 120
-    assert "no coin that is new" in caplog.text
+    assert "no new coin" in caplog.text
 
 
 # ----------------------------------------------------------------------------------------------- rate limit and retry
@@ -371,16 +371,16 @@ def test_odd_but_possible_values_are_loaded_as_they_are(
 
 
 UNUSABLE = [
-    ({"id": None}, "id is None, not a text"),
+    ({"id": None}, "id is None, not a string"),
     ({"id": ""}, "id is ''"),
     ({"id": "bitcoin "}, "white space at an end"),
     ({"id": "\u00a0x"}, "white space at an end"),
     ({"id": "x" * 129}, "129 characters"),
-    ({"id": 7}, "not a text"),
+    ({"id": 7}, "not a string"),
     ({"symbol": None}, "symbol is"),
     ({"name": ["x"]}, "name is"),
     ({"name": "x" * 256}, "256 characters"),
-    ({"name": "\ud800"}, "no valid Unicode"),
+    ({"name": "\ud800"}, "not valid Unicode"),
     ({"current_price": "12,5"}, "current_price is '12,5', not a number"),
     ({"current_price": True}, "not a number"),
     ({"market_cap": float("nan")}, "market_cap is nan"),
@@ -887,7 +887,7 @@ def test_a_pattern_that_matches_nothing_is_named(scripts: Scripts, tmp_path: Pat
     result = scripts.pipeline("--replay", tmp_path / "*.gz")
 
     assert result.returncode == 3
-    assert f"{tmp_path / '*.gz'}: it is no JSON, plain or gzip (No such file or directory)" in result.stderr
+    assert f"{tmp_path / '*.gz'}: cannot read JSON or gzip (No such file or directory)" in result.stderr
 
 
 def test_a_name_with_brackets_is_found(scripts: Scripts, tmp_path: Path):

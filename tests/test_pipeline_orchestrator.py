@@ -228,7 +228,7 @@ def test_a_reader_of_the_result_that_goes_away_is_no_error(scripts: Scripts):
         ({"MYSQL_PORT": "33o6"}, ["MYSQL_PORT is '33o6'", "1 to 65535"]),
         ({"COIN_LIMIT": "0"}, ["COIN_LIMIT is '0'", "all"]),
         ({"COIN_LIMIT": ""}, ["COIN_LIMIT is ''"]),
-        ({"TIER_MID_CAP_MIN": "10e9"}, ["TIER_LARGE_CAP_MIN=1e+10", "do not fall"]),
+        ({"TIER_MID_CAP_MIN": "10e9"}, ["TIER_LARGE_CAP_MIN=1e+10", "are not descending"]),
         ({"HTTP_TIMEOUT_SECONDS": "nan"}, ["HTTP_TIMEOUT_SECONDS is 'nan'"]),
         ({"COINGECKO_API_PLAN": "gold"}, ["COINGECKO_API_PLAN is 'gold'", "demo or pro"]),
         ({"COINGECKO_BASE_URL": "api.coingecko.com"}, ["COINGECKO_BASE_URL is 'api.coingecko.com'"]),
@@ -309,10 +309,10 @@ def test_a_missing_right_names_the_file_that_gives_it(scripts: Scripts, api: Stu
     [
         ("DROP COLUMN atl", "atl"),
         ("DROP PRIMARY KEY, ADD COLUMN id INT AUTO_INCREMENT PRIMARY KEY", "primary key is id"),
-        ("MODIFY total_supply DECIMAL(20,8)", "total_supply cannot hold"),
-        ("MODIFY timestamp VARCHAR(30) NOT NULL", "timestamp cannot hold"),
-        ("MODIFY name VARCHAR(100) NOT NULL, MODIFY ath DOUBLE NOT NULL", "ath, name cannot hold"),
-        ("MODIFY market_cap_tier VARCHAR(20) NOT NULL DEFAULT 'Unknown'", "market_cap_tier cannot hold"),
+        ("MODIFY total_supply DECIMAL(20,8)", "'total_supply' cannot hold"),
+        ("MODIFY timestamp VARCHAR(30) NOT NULL", "'timestamp' cannot hold"),
+        ("MODIFY name VARCHAR(100) NOT NULL, MODIFY ath DOUBLE NOT NULL", "'ath', 'name' cannot hold"),
+        ("MODIFY market_cap_tier VARCHAR(20) NOT NULL DEFAULT 'Unknown'", "'market_cap_tier' cannot hold"),
         ("MODIFY coin_id VARCHAR(128) CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci NOT NULL", "different coins"),
         ("ADD COLUMN source VARCHAR(20) NOT NULL", "source"),
         ("ENGINE = MyISAM", "no transactions"),
@@ -483,7 +483,7 @@ def read_log_until(process: subprocess.Popen[str], part: str) -> None:
 
 def test_a_lock_wait_is_tried_again(scripts: Scripts, database: Database, rows_locked: mysql.connector.MySQLConnection):
     process = scripts.start("pipeline_orchestrator.py", SNAPSHOT_MINUTES="525600")
-    read_log_until(process, "locked")
+    read_log_until(process, "retrying for up to")
     rows_locked.rollback()
     result = scripts.finish(process)
 
@@ -495,7 +495,7 @@ def test_a_connection_lost_during_the_load_is_tried_again(
 ):
     process = scripts.start("pipeline_orchestrator.py", SNAPSHOT_MINUTES="525600")
     database.execute("KILL %s", wait_for_the_load(process, database))
-    read_log_until(process, "trying again")
+    read_log_until(process, "retrying for up to")
     rows_locked.rollback()
 
     assert scripts.finish(process).returncode == 0
