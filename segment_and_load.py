@@ -34,7 +34,6 @@ log = logging.getLogger("segment_and_load")
 TIERS = ("Large Cap", "Mid Cap", "Small Cap", "Micro/Nano Cap", "Unknown")
 CHUNK_ROWS = 20_000  # read at a time: memory stays flat
 COMMIT_ROWS = 2_000  # changed by --all in one transaction: other writers wait for its locks 0.1 s at most
-PROGRESS_SECONDS = 5
 
 
 # ----------------------------------------------------------------------------------------------------------- tiers
@@ -66,8 +65,8 @@ class Segmented(NamedTuple):
     newest: datetime | None
 
 
-def segment(cursor: Any, settings: Settings, dry_run: bool = False) -> Segmented:
-    """Give every row without a tier its tier, within the transaction of `cursor`; with `dry_run`, only count them.
+def segment(cursor: Any, settings: Settings, one_chunk: bool = False, dry_run: bool = False) -> Segmented:
+    """Give every row without a tier its tier, or those of one chunk; with `dry_run`, only count them.
 
     The cost depends on the rows without a tier, not on the history: an index finds them.
     """
@@ -80,7 +79,7 @@ def segment(cursor: Any, settings: Settings, dry_run: bool = False) -> Segmented
         newest = max(filter(None, (newest, *(row.timestamp for row in rows))), default=None)
         if not dry_run:
             write_tiers(cursor, ((row.timestamp, row.coin_id, tier) for row, tier in zip(rows, expected, strict=True)))
-        if dry_run or len(rows) < CHUNK_ROWS:
+        if one_chunk or dry_run or len(rows) < CHUNK_ROWS:
             return Segmented(tiers, newest)
 
 
@@ -92,13 +91,9 @@ def warn_if_bounds_changed(cursor: Any, settings: Settings, before: datetime | N
     rows = crypto_prices.read_tiered(cursor, timestamp)
     changed = sum(row.tier != tier for row, tier in zip(rows, expected_tiers(rows, settings), strict=True))
     if changed:
-        log.warning(
-            "with the current TIER_..._MIN, %d of the %d coins of %s UTC would be in another tier:"
-            " python segment_and_load.py --all updates the whole history",
-            changed,
-            len(rows),
-            timestamp,
-        )
+        share = f"{changed} of the {len(rows)} coins of {timestamp} UTC would be in another tier"
+        hint = "python segment_and_load.py --all updates the whole history"
+        log.warning("with the current TIER_..._MIN, %s: %s", share, hint)
 
 
 # ---------------------------------------------------------------------------------------------------------- every row
@@ -128,7 +123,7 @@ def segment_all(settings: Settings, database: Database, dry_run: bool) -> tuple[
         tiers.update(tier for _, _, tier in changed)
         last = (rows[-1].timestamp, rows[-1].coin_id)
         now = time.monotonic()
-        if now - logged >= PROGRESS_SECONDS:
+        if now - logged >= 5:
             logged = now
             rate = read / (now - started)
             left = max(total - read, 0) / rate
@@ -147,17 +142,22 @@ def count_by_tier(tiers: Counter[str], done: str) -> str:
 def run(settings: Settings, options: argparse.Namespace) -> None:
     """Give the rows without a tier theirs, or with --all every row, and print what was done."""
 
-    def segment_untiered(cursor: Any) -> Segmented:
-        segmented = segment(cursor, settings, options.dry_run)
+    def segment_chunk(cursor: Any) -> Counter[str]:
+        segmented = segment(cursor, settings, one_chunk=True, dry_run=options.dry_run)
         warn_if_bounds_changed(cursor, settings, segmented.newest)
-        return segmented
+        return segmented.tiers
 
     with closing(Database(settings.server)) if options.dry_run else open_database(settings.server) as database:
         if options.all:
             read, tiers = segment_all(settings, database, options.dry_run)
             result = f"{read} rows read, {count_by_tier(tiers, 'changed')}"
         else:
-            result = count_by_tier(database.transaction(segment_untiered).tiers, "rows tiered")
+            tiers: Counter[str] = Counter()
+            while chunk := database.transaction(segment_chunk):  # each is committed: a signal ends it after one
+                tiers += chunk
+                if options.dry_run:
+                    break
+            result = count_by_tier(tiers, "rows tiered")
     say(options, result + (" (dry run: nothing was written)" if options.dry_run else ""))
 
 

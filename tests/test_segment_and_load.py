@@ -160,6 +160,22 @@ def test_all_may_be_ended_at_any_moment_and_run_again(scripts: Scripts, database
     assert database.execute(changed) == [(6 * 17_000,)]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM")
+def test_a_large_backlog_is_committed_in_parts_and_a_signal_ends_it(scripts: Scripts, database: Database):
+    for day in range(6):
+        insert(database, [7e9] * 17_000, NOON - timedelta(days=day))
+    process = scripts.start("segment_and_load.py")
+    tiered = "SELECT COUNT(*) FROM crypto_prices WHERE market_cap_tier = 'Mid Cap'"
+    while database.execute(tiered) == [(0,)]:
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+
+    assert scripts.finish(process).returncode == 143
+    assert 0 < database.execute(tiered)[0][0] < 6 * 17_000
+    assert scripts.run("segment_and_load.py").returncode == 0
+    assert database.execute(tiered) == [(6 * 17_000,)]
+
+
 def test_a_history_of_other_bounds_is_said(scripts: Scripts, database: Database):
     insert(database, [7e9, 2e10], NOON - timedelta(days=1), tier=None)
     scripts.run("segment_and_load.py")
