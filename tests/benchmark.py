@@ -34,12 +34,11 @@ sys.path.insert(0, str(PROJECT_DIR))
 from etl_crypto import PER_PAGE, Snapshot, transform, write_snapshot  # noqa: E402
 from segment_and_load import segment  # noqa: E402
 from sql.crypto_prices import COLUMNS, upsert  # noqa: E402
-from tests.conftest import SETTING_PREFIXES, Database, connect_to_server, make_coins, make_settings  # noqa: E402
+from tests.conftest import NOON, SETTING_PREFIXES, Database, connect_to_server, make_coins, make_settings  # noqa: E402
 from tests.stub_coingecko import Answer, StubCoinGecko  # noqa: E402
 
 ANSWER_SECONDS = 0.3
 IN_FLIGHT = 4
-NOON = datetime(2025, 3, 14, 12, 0)
 
 
 class Process(NamedTuple):
@@ -213,7 +212,7 @@ def measure_load(bench: Bench) -> None:
             connection.commit()
 
         def load_data() -> None:
-            # the file is written anew each time: the rows are in Python, as they are for the pipeline
+            # the file is written again each time: the rows are in Python, as they are for the pipeline
             with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".tsv") as file:
                 for row in rows:
                     print(*("\\N" if value is None else value for value in row), sep="\t", file=file)

@@ -1,21 +1,17 @@
-"""What the tests share: a database of their own, CoinGecko on loopback, and the scripts as subprocesses.
-
-The database server is the one of TEST_MYSQL_HOST, _PORT, _USER and _PASSWORD, which sql/local_mysql.sh sets; the
-account must be allowed to create databases and accounts. With REQUIRE_MYSQL=1 a missing server is a failure, otherwise
-the tests that need one are skipped.
-"""
+"""What the tests share: a database of their own, CoinGecko on loopback, and the scripts as subprocesses."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TypeVar
 from uuid import uuid4
 
 import mysql.connector
@@ -24,16 +20,23 @@ import pytest
 from etl_crypto import Settings, parse_settings
 from tests.stub_coingecko import StubCoinGecko
 
-if TYPE_CHECKING:
-    from tests.dashboard import Market
-
-pytest.register_assert_rewrite("tests.dashboard")
+pytest_plugins = ["tests.own_server"]  # its fixtures
 
 # A shell that starts the tests in the background has Ctrl-C ignored, by the scripts that the tests start as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
+NOON = datetime(2025, 3, 14, 12, 0)
+TODAY = datetime.now(UTC).replace(tzinfo=None, hour=0, minute=0, second=0, microsecond=0)
+TIMEOUT = 60  # seconds for a server to start, or for anything else that must come
 SETTING_PREFIXES = ("MYSQL_", "COINGECKO_", "COIN_", "REQUESTS_", "HTTP_TIMEOUT_", "RETRY_", "SNAPSHOT_", "TIER_")
+Found = TypeVar("Found")
+posix_only = pytest.mark.skipif(os.name == "nt", reason="Windows has neither a POSIX shell nor these signals")
+
+
+def midnight(days_ago: int) -> datetime:
+    """00:00 UTC of a day before today."""
+    return TODAY - timedelta(days=days_ago)
 
 
 def make_coin(number: int, **changes: object) -> dict:
@@ -101,6 +104,9 @@ def make_coins(count: int, first: int = 1) -> list[dict]:
     return [make_coin(number) for number in range(first, first + count)]
 
 
+# --------------------------------------------------------------------------------------------------------- the database
+
+
 def connect_to_server(**options: object) -> mysql.connector.MySQLConnection:
     """A connection to the server of TEST_MYSQL_*."""
     return mysql.connector.connect(
@@ -115,7 +121,10 @@ def connect_to_server(**options: object) -> mysql.connector.MySQLConnection:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[mysql.connector.MySQLConnection]:
-    """A connection to the test server that may do everything there."""
+    """A connection to the server of TEST_MYSQL_*, which sql/local_mysql.sh sets, that may do everything there.
+
+    Without a server the tests that need one are skipped; with REQUIRE_MYSQL=1 they fail.
+    """
     required = os.environ.get("REQUIRE_MYSQL") == "1"
     if "TEST_MYSQL_HOST" not in os.environ:
         reason = (
@@ -172,6 +181,15 @@ class Database:
     def count(self) -> int:
         return self.execute("SELECT COUNT(*) FROM crypto_prices")[0][0]
 
+    def sessions(self, statement: str = "%") -> list[int]:
+        """The ids of the scripts' sessions that are at a `statement` like this, as in SQL's LIKE."""
+        query = "SELECT id FROM information_schema.processlist WHERE user = %s AND COALESCE(info, '') LIKE %s"
+        return [session for (session,) in self.execute(query, (self.user, statement))]
+
+    def wait_for_statement(self, statement: str) -> int:
+        """The id of the first session of the scripts that is at a `statement` like this."""
+        return wait_until(lambda: self.sessions(statement), statement)[0]
+
     def drop(self) -> None:
         self.execute(f"DROP DATABASE IF EXISTS {self.name}")
         self.execute(f"DROP USER '{self.user}'@'%'")
@@ -191,6 +209,9 @@ def database(session_database: Database) -> Database:
     session_database.execute("DROP TABLE IF EXISTS crypto_prices")
     session_database.create_table()
     return session_database
+
+
+# -------------------------------------------------------------------------------------------- CoinGecko and the scripts
 
 
 @pytest.fixture
@@ -241,8 +262,19 @@ class Scripts:
     def run(self, script: str, *arguments: object, **settings: str | None) -> subprocess.CompletedProcess[str]:
         return self.finish(self.start(script, *arguments, **settings))
 
+    def kill(self) -> None:
+        """Kill what was started; safe to repeat."""
+        for process in self.started:
+            process.kill()
+            process.communicate()
+
     def pipeline(self, *arguments: object, **settings: str | None) -> subprocess.CompletedProcess[str]:
         return self.run("pipeline_orchestrator.py", *arguments, **settings)
+
+    def shell(self, command: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """A line of a shell, in which $python and $here stand for the interpreter and the project's folder."""
+        environment = self.environment({"python": sys.executable, "here": str(PROJECT_DIR)} | settings)
+        return subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, cwd=self.folder)
 
     def kept(self, pattern: str = "*.json.gz") -> list[Path]:
         return sorted(self.snapshots.glob(pattern))
@@ -253,9 +285,20 @@ def scripts(tmp_path: Path, database: Database, api: StubCoinGecko) -> Iterator[
     """The scripts on the test database and on CoinGecko on loopback; none outlives its test."""
     scripts = Scripts(tmp_path, database.settings() | {"COINGECKO_BASE_URL": api.url})
     yield scripts
-    for process in scripts.started:
-        process.kill()
-        process.communicate()
+    scripts.kill()
+
+
+@pytest.fixture
+def small_market(api: StubCoinGecko, scripts: Scripts) -> StubCoinGecko:
+    """CoinGecko with five coins, whose snapshot of today is in the table."""
+    api.coins = make_coins(5)
+    scripts.settings["REQUESTS_PER_MINUTE"] = "1000"
+    assert scripts.pipeline().returncode == 0
+    api.requests.clear()
+    return api
+
+
+# -------------------------------------------------------------------------------------------------------------- helpers
 
 
 def make_settings(**values: str) -> Settings:
@@ -267,8 +310,8 @@ def last_line(text: str) -> str:
     return text.rstrip("\n").rpartition("\n")[2]
 
 
-def one_line_error(result: subprocess.CompletedProcess[str], exit_code: int, *parts: str) -> None:
-    """The run ended with `exit_code` and one error line, which holds `parts`."""
+def one_line_error(result: subprocess.CompletedProcess[str], exit_code: int, *parts: str) -> str:
+    """The run ended with `exit_code` and one error line, which holds `parts` and is returned."""
     errors = [line for line in result.stderr.splitlines() if " ERROR " in line]
     assert result.returncode == exit_code, result.stderr
     assert len(errors) == 1
@@ -276,54 +319,22 @@ def one_line_error(result: subprocess.CompletedProcess[str], exit_code: int, *pa
     for part in parts:
         assert part in errors[0]
     assert "Traceback" not in result.stderr
+    return errors[0]
 
 
-# -------------------------------------------------------------------------------------------------------- the dashboard
-# The pipeline's tests run without powerbi/requirements.txt, so what needs it is imported where it is used.
+def wait_until(find: Callable[[], Found], what: str) -> Found:
+    """What `find()` returns, once that is true. Raises TimeoutError."""
+    until = time.monotonic() + TIMEOUT
+    while not (found := find()):
+        if time.monotonic() > until:
+            raise TimeoutError(f"{what} did not come within {TIMEOUT} s")
+        time.sleep(0.02)
+    return found
 
 
-@pytest.fixture(scope="session")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the build makes of the dashboard's source and the sample market."""
-    from tests.dashboard import build
-
-    folder = tmp_path_factory.mktemp("sample")
-    built = build(folder)
-    assert (built.returncode, built.stderr) == (0, "")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def make_market(server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Makes markets, whose databases and open dashboards last until all tests have run."""
-    from tests.dashboard import Market
-
-    markets: list[Market] = []
-
-    def make(rows: list[dict[str, object]]) -> Market:
-        markets.append(Market(Database(server), tmp_path_factory.mktemp("market"), rows))
-        markets[-1].dashboard.__enter__()
-        return markets[-1]
-
-    yield make
-    for market in markets:
-        market.dashboard.__exit__()
-        market.database.drop()
-
-
-@pytest.fixture(scope="session")
-def awkward(make_market: Any) -> Market:
-    from tests.dashboard import make_awkward_market
-
-    return make_market(make_awkward_market())
-
-
-@pytest.fixture
-def copied_source(tmp_path: Path) -> Path:
-    """A copy of the project's files that the build of the dashboard uses."""
-    for script in ("etl_crypto.py", "segment_and_load.py"):
-        shutil.copy(PROJECT_DIR / script, tmp_path)
-    shutil.copytree(PROJECT_DIR / "sql", tmp_path / "sql", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(PROJECT_DIR / "powerbi", tmp_path / "powerbi", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(PROJECT_DIR / "tests" / "data", tmp_path / "tests" / "data")
-    return tmp_path / "powerbi"
+def read_log_until(process: subprocess.Popen[str], part: str) -> None:
+    """Return once `process` has logged a line with `part`."""
+    lines = []
+    while part not in (line := process.stderr.readline()):
+        lines.append(line)
+        assert line, lines  # an empty line is the end

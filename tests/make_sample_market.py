@@ -2,7 +2,7 @@
 
   python tests/make_sample_market.py
 
-writes tests/data/2025-03-01T00-00-00Z.json.gz to 2025-03-31T00-00-00Z.json.gz, kept snapshots such as etl_crypto.py
+writes tests/data/2025-03-01T00-00-00Z.json.gz to 2025-03-31T00-00-00Z.json.gz, raw snapshots such as etl_crypto.py
 writes. The market rises, falls by a fifth and recovers; the tiers part ways; a coin leaves, one joins. Most coins are
 ordinary, and their figures agree from day to day; others show the odd figures that were met in 1,162 recorded answers
 of /coins/markets, one or two each. How oddly coins may be called is in ODD_TEXTS of tests/conftest.py, for the tests

@@ -1,8 +1,6 @@
-"""A database server of the tests' own, like the test server, to be killed, filled up and reconfigured; and a proxy that
-cuts its connections at a given statement.
+"""A database server of the tests' own, like the test server, to be killed, filled up and reconfigured.
 
-The server is started by the very binary that runs the test server (TEST_MYSQL_*), on a data folder of its own. It is
-found by its process, so this works on Linux only, with the server on this machine; elsewhere `find_command` says why.
+With it comes a proxy that cuts its connections at a given statement.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,10 +18,10 @@ from typing import NamedTuple
 from uuid import uuid4
 
 import mysql.connector
+import pytest
 
-from tests.conftest import Database
+from tests.conftest import TIMEOUT, Database, Scripts, wait_until
 
-PATIENCE = 60  # seconds for a server to start, or for anything else that must come
 BINARIES = ("mysqld", "mariadbd")
 KEPT_OPTIONS = ("--basedir", "--lc-messages-dir", "--character-sets-dir", "--plugin-dir")  # where its files are
 SMALL = (  # a small, quick server: of the data folder 200 MB would be empty logs
@@ -36,6 +33,9 @@ SMALL = (  # a small, quick server: of the data folder 200 MB would be empty log
     "--loose-innodb-log-file-size=8M",
 )
 CLIENT_SSL_HIGH_BYTE = 0x08  # of the two capability bytes in a greeting
+
+
+# ----------------------------------------------------------------------------------------------------------- the server
 
 
 class Unavailable(Exception):
@@ -51,7 +51,10 @@ class Command(NamedTuple):
 
 
 def find_command(server: mysql.connector.MySQLConnection) -> Command:
-    """How to start a server like `server`. Raises Unavailable."""
+    """How to start a server like `server`: by the very binary that runs it. Raises Unavailable.
+
+    It is found by its process: on Linux only, with the server on this machine.
+    """
     if sys.platform != "linux":
         raise Unavailable("how the test server was started can be seen on Linux only")
     with server.cursor() as cursor:
@@ -109,15 +112,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def wait_until(is_so: Callable[[], object], what: str) -> None:
-    """Return once `is_so()` is true. Raises TimeoutError."""
-    until = time.monotonic() + PATIENCE
-    while not is_so():
-        if time.monotonic() > until:
-            raise TimeoutError(f"{what} did not come within {PATIENCE} s")
-        time.sleep(0.02)
 
 
 class OwnServer:
@@ -208,7 +202,7 @@ class OwnServer:
         with self.lock:
             if self.process:
                 self.process.stdin.close()
-                self.process.wait(PATIENCE)
+                self.process.wait(TIMEOUT)
                 self.process.stdout.close()
                 self.process = None
 
@@ -236,6 +230,9 @@ class OwnServer:
             time_zone="+00:00",
             init_command="SET SESSION lock_wait_timeout = 20, sql_safe_updates = 0",
         )
+
+
+# -------------------------------------------------------------------------------------------------------- its databases
 
 
 class OwnDatabase(Database):
@@ -269,21 +266,11 @@ class OwnDatabase(Database):
             password=self.password,
         ).close()
 
-    def running(self) -> list[tuple[int, str]]:
-        """The sessions of the scripts: their ids and the statements they are at."""
-        return self.execute(
-            "SELECT id, COALESCE(info, '') FROM information_schema.processlist WHERE user = %s", (self.user,)
-        )
-
-    def wait_for_statement(self, beginning: str) -> None:
-        """Return once a script is at a statement that begins so."""
-        wait_until(lambda: any(info.startswith(beginning) for _, info in self.running()), beginning)
-
     def cut_sessions(self) -> None:
         """End the sessions of the scripts, as an administrator may."""
-        for number, _ in self.running():
+        for session in self.sessions():
             with suppress(mysql.connector.Error):  # it may be over already
-                self.execute("KILL %s", (number,))
+                self.execute("KILL %s", (session,))
 
     @contextmanager
     def globally(self, **variables: object) -> Iterator[None]:
@@ -296,6 +283,9 @@ class OwnDatabase(Database):
         finally:
             for name, value in reversed(before.items()):
                 self.execute(f"SET GLOBAL {name} = %s", (value,))
+
+
+# ------------------------------------------------------------------------------------------------------------ the proxy
 
 
 @dataclass
@@ -401,7 +391,7 @@ class Proxy:
                     if rule.is_sent:
                         link.swallows.set()
                         link.server.sendall(packet)
-                        link.answered.wait(PATIENCE)
+                        link.answered.wait(TIMEOUT)
                     rule.action()
                     self.cuts += 1
                     while rule.is_silent and link.client.recv(65_536):
@@ -410,7 +400,7 @@ class Proxy:
             link.server.sendall(packet)
 
     def answer(self, link: Link) -> None:
-        """From server to script, as it comes; but the greeting tells of no TLS."""
+        """From server to script, as it comes; but the greeting offers no TLS."""
         greeting = bytearray(read_packet(link.server))
         if greeting[4] != 0xFF:  # an error
             after_version = greeting.index(0, 5) + 1
@@ -437,3 +427,63 @@ def read_exactly(end: socket.socket, size: int) -> bytes:
             raise EOFError
         read += chunk
     return bytes(read)
+
+
+# ------------------------------------------------------------------------------------------------------------- fixtures
+
+
+@pytest.fixture(scope="session")
+def server_command(server: mysql.connector.MySQLConnection) -> Command:
+    try:
+        return find_command(server)
+    except Unavailable as reason:
+        pytest.skip(f"no server of the tests' own: {reason}")
+
+
+@pytest.fixture(scope="session")
+def server_data(server_command: Command, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A data folder to copy."""
+    folder = tmp_path_factory.mktemp("template")
+    try:
+        make_data(server_command, folder / "data")
+    except Unavailable as reason:
+        pytest.skip(f"no server of the tests' own: {reason}")
+    yield folder / "data"
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def session_server(
+    server_command: Command, server_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OwnServer]:
+    own = OwnServer(server_command, server_data, tmp_path_factory.mktemp("server") / "own")
+    yield own
+    own.remove()
+
+
+@pytest.fixture
+def own_server(session_server: OwnServer) -> OwnServer:
+    """The server that tests share which leave it as it was, or kill it."""
+    session_server.start()  # a test that failed may have left it dead
+    return session_server
+
+
+@pytest.fixture
+def own_database(own_server: OwnServer, scripts: Scripts) -> Iterator[OwnDatabase]:
+    """A database of this test's on the server of the tests' own; `scripts` use it."""
+    database = OwnDatabase(own_server)
+    scripts.settings |= database.settings()
+    yield database
+    scripts.kill()
+    own_server.start()
+    database.drop()
+
+
+@pytest.fixture
+def proxy(own_database: OwnDatabase, scripts: Scripts) -> Iterator[Proxy]:
+    """The scripts reach the server through it, in the clear."""
+    own_database.log_in()
+    proxy = Proxy(own_database.own.port)
+    scripts.settings["MYSQL_PORT"] = str(proxy.port)
+    yield proxy
+    proxy.close()

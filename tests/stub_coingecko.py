@@ -22,6 +22,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 SAMPLE_FILES = sorted(Path(__file__).with_name("data").glob("*.json.gz"))
+FORBIDDEN = {"status": {"error_code": 403, "error_message": "This endpoint is temporarily unavailable"}}  # may pass
 
 
 @dataclass

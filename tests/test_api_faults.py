@@ -11,12 +11,11 @@ from typing import NoReturn
 import pytest
 
 from tests.conftest import Database, Scripts, last_line, make_coins, one_line_error
-from tests.stub_coingecko import Answer, StubCoinGecko
+from tests.stub_coingecko import FORBIDDEN, Answer, StubCoinGecko
 
 MARKET = make_coins(1000)
 FOUR_PAGES = {"COIN_LIMIT": "1000", "REQUESTS_PER_MINUTE": "1000"}
 WHOLE_PAGE = json.dumps(MARKET[:250]).encode()
-FORBIDDEN = {"status": {"error_code": 403, "error_message": "This endpoint is temporarily unavailable"}}
 
 # What may pass, by what a user would call it. Each is an answer to a call for one page.
 PASSING: dict[str, Callable[[StubCoinGecko], Answer]] = {
@@ -57,8 +56,11 @@ def market(api: StubCoinGecko, scripts: Scripts) -> StubCoinGecko:
     return api
 
 
+# -------------------------------------------------------------------------------------------------- a fault on one page
+
+
 @pytest.mark.parametrize("fault", PASSING | FINAL)
-def test_a_fault_that_lasts_leaves_the_table_untouched_and_is_told_in_one_line(
+def test_a_fault_that_lasts_leaves_the_table_untouched_and_is_logged_in_one_line(
     scripts: Scripts, market: StubCoinGecko, database: Database, fault: str
 ):
     page = 1 + list(PASSING | FINAL).index(fault) % 4
@@ -74,7 +76,7 @@ def test_a_fault_that_lasts_leaves_the_table_untouched_and_is_told_in_one_line(
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [1, 2, 3, 4])
 @pytest.mark.parametrize("fault", PASSING)
-def test_a_fault_that_passes_costs_no_coin_on_whatever_page(
+def test_a_fault_that_passes_loses_no_coin_on_whatever_page(
     scripts: Scripts, market: StubCoinGecko, database: Database, fault: str, page: int
 ):
     market.script = lambda asked, attempt: PASSING[fault](market) if (asked, attempt) == (page, 1) else None
@@ -84,6 +86,9 @@ def test_a_fault_that_passes_costs_no_coin_on_whatever_page(
     assert result.returncode == 0, result.stderr
     assert database.execute("SELECT COUNT(*), COUNT(market_cap_tier) FROM crypto_prices") == [(1000, 1000)]
     assert [line for line in result.stderr.splitlines() if f"page {page}: " in line and "trying again in" in line]
+
+
+# ---------------------------------------------------------- a list that ends early, leads elsewhere or is partly broken
 
 
 @pytest.mark.parametrize("page", [1, 2, 3, 4])
@@ -140,8 +145,8 @@ def test_the_key_does_not_follow_a_redirect_on_whatever_page(
 def test_a_broken_page_among_whole_ones_refuses_the_snapshot_and_force_loads_the_others(
     scripts: Scripts, market: StubCoinGecko, database: Database
 ):
-    spoilt = [coin | {"current_price": "1.0"} for coin in MARKET[250:500]]
-    market.script = lambda page, attempt: Answer(spoilt) if page == 2 else None
+    broken = [coin | {"current_price": "1.0"} for coin in MARKET[250:500]]
+    market.script = lambda page, attempt: Answer(broken) if page == 2 else None
 
     one_line_error(scripts.pipeline(), 3, "250 of the 1000 coins", "--force --replay")
 

@@ -1,38 +1,32 @@
-"""--backfill: daily history of the newest snapshot's coins, fetched once and written as whole days; and --status."""
+"""--backfill: daily history of the newest snapshot's coins, fetched once and written as whole days."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 
 from pipeline_orchestrator import Progress
-from tests.conftest import PROJECT_DIR, Database, Scripts, last_line, make_coin, make_coins, one_line_error
+from tests.conftest import (
+    PROJECT_DIR,
+    TODAY,
+    Database,
+    Scripts,
+    last_line,
+    make_coin,
+    midnight,
+    one_line_error,
+    posix_only,
+    read_log_until,
+)
 from tests.stub_coingecko import Answer, StubCoinGecko, make_history
 
-TODAY = datetime.now(UTC).replace(tzinfo=None, hour=0, minute=0, second=0, microsecond=0)
 FIGURES = "current_price, market_cap, total_volume, price_change_24h, price_change_percentage_24h, market_cap_tier"
-posix_only = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM")
-
-
-@pytest.fixture
-def market(api: StubCoinGecko, scripts: Scripts) -> StubCoinGecko:
-    """CoinGecko with five coins, whose snapshot of today is in the table."""
-    api.coins = make_coins(5)
-    scripts.settings["REQUESTS_PER_MINUTE"] = "1000"
-    assert scripts.pipeline().returncode == 0
-    api.requests.clear()
-    return api
-
-
-def midnight(days_ago: int) -> datetime:
-    return TODAY - timedelta(days=days_ago)
 
 
 def history(database: Database, coin_id: str = "coin-00001") -> list[tuple]:
@@ -42,16 +36,16 @@ def history(database: Database, coin_id: str = "coin-00001") -> list[tuple]:
     )
 
 
-# --------------------------------------------------------------------------------------------------------- the rows
+# ------------------------------------------------------------------------------------------------------------- the rows
 
 
 def test_each_day_before_the_newest_snapshot_has_a_row_with_its_change_and_its_tier(
-    scripts: Scripts, market: StubCoinGecko, database: Database
+    scripts: Scripts, small_market: StubCoinGecko, database: Database
 ):
     result = scripts.pipeline("--backfill", 10)
 
     assert result.returncode == 0, result.stderr
-    sent = make_history(market.coins[0], 11, datetime.now(UTC))
+    sent = make_history(small_market.coins[0], 11, datetime.now(UTC))
     prices, caps, volumes = ([figure for _, figure in points] for points in sent.values())
     assert history(database) == [
         (
@@ -65,16 +59,16 @@ def test_each_day_before_the_newest_snapshot_has_a_row_with_its_change_and_its_t
         )
         for n in range(1, 11)
     ]
-    assert {request.query["days"] for request in market.requests} == {"11"}
-    assert {request.query["interval"] for request in market.requests} == {"daily"}
+    assert {request.query["days"] for request in small_market.requests} == {"11"}
+    assert {request.query["interval"] for request in small_market.requests} == {"daily"}
     assert "fetch history        done" in result.stdout
     assert "50 rows on 10 days" in result.stdout
 
 
-def test_a_history_row_holds_what_coingecko_tells_of_that_day_and_nothing_else(
-    scripts: Scripts, market: StubCoinGecko, database: Database
+def test_a_history_row_holds_what_coingecko_has_of_that_day_and_nothing_else(
+    scripts: Scripts, small_market: StubCoinGecko, database: Database
 ):
-    market.coins[2] |= {"symbol": "nan", "name": "Moon \U0001f680"}
+    small_market.coins[2] |= {"symbol": "nan", "name": "Moon \U0001f680"}
     scripts.pipeline()
     scripts.pipeline("--backfill", 1)
 
@@ -85,7 +79,9 @@ def test_a_history_row_holds_what_coingecko_tells_of_that_day_and_nothing_else(
     assert (filled["symbol"], filled["name"]) == ("nan", "Moon \U0001f680")
 
 
-def test_a_history_day_never_becomes_the_newest_snapshot(scripts: Scripts, market: StubCoinGecko, database: Database):
+def test_a_history_day_never_becomes_the_newest_snapshot(
+    scripts: Scripts, small_market: StubCoinGecko, database: Database
+):
     newest = database.execute("SELECT MAX(timestamp) FROM crypto_prices")
 
     assert scripts.pipeline("--backfill", 3).returncode == 0
@@ -96,24 +92,24 @@ def test_a_history_day_never_becomes_the_newest_snapshot(scripts: Scripts, marke
 
 
 def test_a_market_cap_that_is_not_known_is_null_and_unknown(
-    scripts: Scripts, market: StubCoinGecko, database: Database
+    scripts: Scripts, small_market: StubCoinGecko, database: Database
 ):
-    coin = market.coins[0]
+    coin = small_market.coins[0]
     caps = make_history(coin, 5, datetime.now(UTC))["market_caps"]
     caps[1][1], caps[2][1], caps[3] = 0, None, [caps[3][0], -5.0]
     answer = Answer(make_history(coin, 5, datetime.now(UTC)) | {"market_caps": caps})
-    market.history_script = lambda coin_id, attempt: answer if coin_id == coin["id"] else None
+    small_market.history_script = lambda coin_id, attempt: answer if coin_id == coin["id"] else None
 
     assert scripts.pipeline("--backfill", 4).returncode == 0
     assert [(row[2], row[-1]) for row in history(database)][:3] == [(None, "Unknown")] * 3
 
 
 def test_days_before_a_coin_existed_have_no_row_and_its_first_day_no_change(
-    scripts: Scripts, market: StubCoinGecko, database: Database
+    scripts: Scripts, small_market: StubCoinGecko, database: Database
 ):
-    coin = market.coins[0]
+    coin = small_market.coins[0]
     young = {kind: points[3:] for kind, points in make_history(coin, 6, datetime.now(UTC)).items()}
-    market.history_script = lambda coin_id, attempt: Answer(young) if coin_id == coin["id"] else None
+    small_market.history_script = lambda coin_id, attempt: Answer(young) if coin_id == coin["id"] else None
 
     assert scripts.pipeline("--backfill", 5).returncode == 0
     rows = history(database)
@@ -123,9 +119,9 @@ def test_days_before_a_coin_existed_have_no_row_and_its_first_day_no_change(
 
 
 def test_points_in_mid_day_and_points_that_are_none_make_no_day(
-    scripts: Scripts, market: StubCoinGecko, database: Database
+    scripts: Scripts, small_market: StubCoinGecko, database: Database
 ):
-    coin = market.coins[0]
+    coin = small_market.coins[0]
     prices = make_history(coin, 6, datetime.now(UTC))["prices"]
     prices[1][0] += 15 * 3_600_000  # the unfinished point of an answer of that day
     prices[2] = [prices[2][0], "1.0"]
@@ -133,21 +129,23 @@ def test_points_in_mid_day_and_points_that_are_none_make_no_day(
     prices[4][0] = 10**30
     prices.insert(0, None)
     answer = Answer(make_history(coin, 6, datetime.now(UTC)) | {"prices": prices})
-    market.history_script = lambda coin_id, attempt: answer if coin_id == coin["id"] else None
+    small_market.history_script = lambda coin_id, attempt: answer if coin_id == coin["id"] else None
 
     assert scripts.pipeline("--backfill", 5).returncode == 0
     assert [row[0] for row in history(database)] == [midnight(1)]
 
 
-def test_a_price_that_stands_still_has_a_change_of_zero(scripts: Scripts, market: StubCoinGecko, database: Database):
-    prices = [[at, 1.0] for at, _ in make_history(market.coins[0], 3, datetime.now(UTC))["prices"]]
-    market.history_script = lambda coin_id, attempt: Answer({"prices": prices})
+def test_a_price_that_stands_still_has_a_change_of_zero(
+    scripts: Scripts, small_market: StubCoinGecko, database: Database
+):
+    prices = [[at, 1.0] for at, _ in make_history(small_market.coins[0], 3, datetime.now(UTC))["prices"]]
+    small_market.history_script = lambda coin_id, attempt: Answer({"prices": prices})
 
     assert scripts.pipeline("--backfill", 2).returncode == 0
     assert history(database) == [(midnight(day), 1.0, None, None, 0.0, 0.0, "Unknown") for day in (2, 1)]
 
 
-def test_a_row_that_is_there_is_never_changed(scripts: Scripts, market: StubCoinGecko, database: Database):
+def test_a_row_that_is_there_is_never_changed(scripts: Scripts, small_market: StubCoinGecko, database: Database):
     database.execute(
         "INSERT INTO crypto_prices (timestamp, coin_id, symbol, name, current_price, market_cap_tier)"
         " VALUES (%s, 'coin-00001', 'mine', 'Mine', 7, 'by hand')",
@@ -161,17 +159,17 @@ def test_a_row_that_is_there_is_never_changed(scripts: Scripts, market: StubCoin
 
 
 def test_at_the_end_of_the_reach_the_first_day_has_no_change(
-    scripts: Scripts, market: StubCoinGecko, database: Database
+    scripts: Scripts, small_market: StubCoinGecko, database: Database
 ):
     assert scripts.pipeline("--backfill", 365).returncode == 0
 
-    assert {request.query["days"] for request in market.requests} == {"365"}
+    assert {request.query["days"] for request in small_market.requests} == {"365"}
     rows = history(database)
     assert len(rows) == 365
     assert rows[0][4:6] == (None, None)
 
 
-def test_a_pro_plan_reaches_a_day_further(scripts: Scripts, market: StubCoinGecko, database: Database):
+def test_a_pro_plan_reaches_a_day_further(scripts: Scripts, small_market: StubCoinGecko, database: Database):
     assert scripts.pipeline("--backfill", 365, COINGECKO_API_KEY="k", COINGECKO_API_PLAN="pro").returncode == 0
 
     assert history(database)[0][4] is not None
@@ -180,47 +178,52 @@ def test_a_pro_plan_reaches_a_day_further(scripts: Scripts, market: StubCoinGeck
 # ------------------------------------------------------------------------------------------ once, and from where it was
 
 
-def test_run_twice_it_asks_for_nothing_and_writes_nothing(scripts: Scripts, market: StubCoinGecko, database: Database):
-    young = {kind: points[3:] for kind, points in make_history(market.coins[0], 6, datetime.now(UTC)).items()}
+def test_run_twice_it_asks_for_nothing_and_writes_nothing(
+    scripts: Scripts, small_market: StubCoinGecko, database: Database
+):
+    young = {kind: points[3:] for kind, points in make_history(small_market.coins[0], 6, datetime.now(UTC)).items()}
     gone = Answer({"error": "coin not found"}, 404)
-    market.history_script = lambda coin_id, attempt: {"coin-00001": Answer(young), "coin-00002": gone}.get(coin_id)
+    answers = {"coin-00001": Answer(young), "coin-00002": gone}
+    small_market.history_script = lambda coin_id, attempt: answers.get(coin_id)
     assert scripts.pipeline("--backfill", 5).returncode == 0
     rows = database.execute("SELECT * FROM crypto_prices")
-    market.requests.clear()
+    small_market.requests.clear()
 
     result = scripts.pipeline("--backfill", 5)
 
     assert result.returncode == 0, result.stderr
-    assert market.requests == []
+    assert small_market.requests == []
     assert database.execute("SELECT * FROM crypto_prices") == rows
     assert "0 rows on 0 days" in result.stdout
 
 
 @posix_only
-def test_an_interrupted_backfill_goes_on_where_it_stopped(scripts: Scripts, market: StubCoinGecko, database: Database):
-    market.history_script = lambda coin_id, attempt: market.hang() if coin_id == "coin-00003" else None
+def test_an_interrupted_backfill_goes_on_where_it_stopped(
+    scripts: Scripts, small_market: StubCoinGecko, database: Database
+):
+    small_market.history_script = lambda coin_id, attempt: small_market.hang() if coin_id == "coin-00003" else None
     process = scripts.start("pipeline_orchestrator.py", "--backfill", 5)
-    market.wait_for_requests(4)
+    small_market.wait_for_requests(4)
     while len(list(scripts.snapshots.glob("history/*.gz"))) < 3:
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     one_line_error(scripts.finish(process), 143)
     assert database.count() == 5
-    market.requests.clear()
-    market.history_script = lambda coin_id, attempt: None
+    small_market.requests.clear()
+    small_market.history_script = lambda coin_id, attempt: None
 
     result = scripts.pipeline("--backfill", 5)
 
     assert result.returncode == 0, result.stderr
-    assert sorted(market.histories) == ["coin-00003", "coin-00005"]
+    assert sorted(small_market.histories) == ["coin-00003", "coin-00005"]
     assert database.count() == 5 + 25
     assert "2 coins asked for, 3 kept before" in result.stdout
 
 
-def test_when_coingecko_fails_it_says_what_is_kept_and_the_same_command_goes_on(
-    scripts: Scripts, market: StubCoinGecko, database: Database
+def test_when_coingecko_fails_it_logs_what_is_kept_and_the_same_command_goes_on(
+    scripts: Scripts, small_market: StubCoinGecko, database: Database
 ):
-    market.history_script = lambda coin_id, attempt: Answer(status=500) if coin_id == "coin-00004" else None
+    small_market.history_script = lambda coin_id, attempt: Answer(status=500) if coin_id == "coin-00004" else None
 
     result = scripts.pipeline("--backfill", 5)
 
@@ -228,29 +231,55 @@ def test_when_coingecko_fails_it_says_what_is_kept_and_the_same_command_goes_on(
     assert database.count() == 5
     assert "fetch history        failed" in result.stdout
 
-    market.history_script = lambda coin_id, attempt: None
+    small_market.history_script = lambda coin_id, attempt: None
     assert scripts.pipeline("--backfill", 5).returncode == 0
-    assert market.histories.count("coin-00001") == 1
+    assert small_market.histories.count("coin-00001") == 1
 
 
-def test_a_kept_answer_that_cannot_be_read_is_named(scripts: Scripts, market: StubCoinGecko, database: Database):
+def test_a_kept_history_that_cannot_be_read_is_named(scripts: Scripts, small_market: StubCoinGecko, database: Database):
     scripts.pipeline("--backfill", 3)
     database.execute("DELETE FROM crypto_prices WHERE timestamp = %s", (midnight(1),))
-    spoilt = next(scripts.snapshots.glob("history/coin-00002*"))
-    spoilt.write_bytes(b"[")
+    broken = next(scripts.snapshots.glob("history/coin-00002*"))
+    broken.write_bytes(b"[")
 
-    one_line_error(scripts.pipeline("--backfill", 3), 3, str(spoilt), "delete it and run again")
+    one_line_error(scripts.pipeline("--backfill", 3), 3, str(broken), "delete it and run again")
 
 
-def test_each_coin_has_a_retry_budget_of_its_own(scripts: Scripts, market: StubCoinGecko, database: Database):
-    market.history_script = lambda coin_id, attempt: Answer(status=503) if attempt == 1 else None
+def test_a_history_asked_for_before_the_last_day_was_over_is_asked_for_again_and_replaced(
+    scripts: Scripts, small_market: StubCoinGecko, database: Database
+):
+    assert scripts.pipeline("--backfill", 3).returncode == 0
+    database.execute("DELETE FROM crypto_prices WHERE timestamp < %s", (TODAY,))
+    for path in scripts.snapshots.glob("history/coin-0000[12].*"):
+        path.rename(path.with_name(path.name.replace(f"{TODAY:%Y-%m-%d}", f"{midnight(1):%Y-%m-%d}")))
+    small_market.requests.clear()
+
+    assert scripts.pipeline("--backfill", 3).returncode == 0
+    assert sorted(small_market.histories) == ["coin-00001", "coin-00002"]
+    assert len(list(scripts.snapshots.glob("history/*.json.gz"))) == 5
+    assert database.count() == 5 + 15
+
+
+def test_the_largest_coins_are_asked_for_first(scripts: Scripts, api: StubCoinGecko):
+    api.coins = [make_coin(n, market_cap=n * 1e9 if n > 2 else None) for n in range(1, 11)]
+    assert scripts.pipeline().returncode == 0
+
+    assert scripts.pipeline("--backfill", 1, REQUESTS_PER_MINUTE="1000").returncode == 0
+    asked = [int(coin_id[-2:]) for coin_id in api.histories]
+    assert [set(asked[:4]), set(asked[4:8]), set(asked[8:])] == [{7, 8, 9, 10}, {3, 4, 5, 6}, {1, 2}]
+
+
+def test_each_coin_has_a_retry_budget_of_its_own(scripts: Scripts, small_market: StubCoinGecko, database: Database):
+    small_market.history_script = lambda coin_id, attempt: Answer(status=503) if attempt == 1 else None
 
     assert scripts.pipeline("--backfill", 2, RETRY_BUDGET_SECONDS="1").returncode == 0
     assert database.count() == 5 + 10
 
 
-def test_a_coin_that_is_gone_is_named_and_passed_over(scripts: Scripts, market: StubCoinGecko, database: Database):
-    market.coins[1]["id"] = "renamed"
+def test_a_coin_that_is_gone_is_named_and_passed_over(
+    scripts: Scripts, small_market: StubCoinGecko, database: Database
+):
+    small_market.coins[1]["id"] = "renamed"
 
     result = scripts.pipeline("--backfill", 2)
 
@@ -273,7 +302,9 @@ def test_an_id_of_whatever_characters_has_a_file_of_its_own_in_the_folder(
     assert list(scripts.folder.rglob("*evil*")) == list(scripts.snapshots.glob("history/*evil*"))
 
 
-def test_without_a_snapshot_dir_it_works_and_keeps_nothing(scripts: Scripts, market: StubCoinGecko, database: Database):
+def test_without_a_snapshot_dir_it_works_and_keeps_nothing(
+    scripts: Scripts, small_market: StubCoinGecko, database: Database
+):
     assert scripts.pipeline("--backfill", 2, SNAPSHOT_DIR="").returncode == 0
     assert database.count() == 5 + 10
     assert not list(scripts.snapshots.glob("history"))
@@ -283,7 +314,7 @@ def test_without_a_snapshot_dir_it_works_and_keeps_nothing(scripts: Scripts, mar
 
 
 def test_the_estimate_comes_first_and_a_dry_run_ends_with_it(
-    scripts: Scripts, market: StubCoinGecko, database: Database
+    scripts: Scripts, small_market: StubCoinGecko, database: Database
 ):
     result = scripts.pipeline("--backfill", 90, "--dry-run", REQUESTS_PER_MINUTE="2")
 
@@ -292,30 +323,29 @@ def test_the_estimate_comes_first_and_a_dry_run_ends_with_it(
     assert "5 coins, a call each: 3 min at 2 a minute, " in result.stdout
     assert "0.1% of the 10,000 calls a month" in result.stdout
     assert "up to 450 rows on 90 days" in last_line(result.stdout)
-    assert market.requests == []
+    assert small_market.requests == []
     assert database.count() == 5
     assert not list(scripts.snapshots.glob("history"))
 
 
 def test_a_run_goes_on_meanwhile_and_a_second_backfill_ends_at_once(
-    scripts: Scripts, market: StubCoinGecko, database: Database
+    scripts: Scripts, small_market: StubCoinGecko, database: Database
 ):
-    market.history_script = lambda coin_id, attempt: market.hang()
+    small_market.history_script = lambda coin_id, attempt: small_market.hang()
     process = scripts.start("pipeline_orchestrator.py", "--backfill", 2)
-    market.wait_for_requests(1)
+    small_market.wait_for_requests(1)
 
     one_line_error(scripts.pipeline("--backfill", 2), 5, "another backfill is going on")
     assert scripts.pipeline().returncode == 0
     process.kill()
 
 
-def test_the_days_wait_for_a_run_that_is_writing(scripts: Scripts, market: StubCoinGecko, database: Database):
+def test_the_days_wait_for_a_run_that_is_writing(scripts: Scripts, small_market: StubCoinGecko, database: Database):
     with database.connect() as other, other.cursor() as cursor:
         cursor.execute("SELECT GET_LOCK(%s, 0)", (f"crypto_prices.{database.name}",))
         cursor.fetchall()
         process = scripts.start("pipeline_orchestrator.py", "--backfill", 2)
-        while "another run is writing" not in (line := process.stderr.readline()):
-            assert line
+        read_log_until(process, "another run is writing")
         assert database.count() == 5
         cursor.execute("SELECT RELEASE_LOCK(%s)", (f"crypto_prices.{database.name}",))
         cursor.fetchall()
@@ -326,7 +356,7 @@ def test_the_days_wait_for_a_run_that_is_writing(scripts: Scripts, market: StubC
 
 @posix_only
 def test_killed_while_it_writes_the_table_holds_whole_days_and_the_rest_comes_later(
-    scripts: Scripts, market: StubCoinGecko, database: Database
+    scripts: Scripts, small_market: StubCoinGecko, database: Database
 ):
     process = scripts.start("pipeline_orchestrator.py", "--backfill", 300)
     while database.count() < 5 + 50:
@@ -338,7 +368,7 @@ def test_killed_while_it_writes_the_table_holds_whole_days_and_the_rest_comes_la
     assert set(database.execute(days)) == {(5, 5)}
     assert scripts.pipeline("--backfill", 300).returncode == 0
     assert database.count() == 5 + 1500
-    assert len(market.histories) == 5
+    assert len(small_market.histories) == 5
 
 
 @pytest.mark.parametrize("days", ["0", "366", "-1", "ten", "1.5"])
@@ -375,7 +405,7 @@ def terminal() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-def test_a_terminal_has_a_bar(scripts: Scripts, market: StubCoinGecko, terminal: tuple[int, int]):
+def test_a_terminal_has_a_bar(scripts: Scripts, small_market: StubCoinGecko, terminal: tuple[int, int]):
     ours, theirs = terminal
     script = str(PROJECT_DIR / "pipeline_orchestrator.py")
     pid = os.posix_spawn(
@@ -389,48 +419,3 @@ def test_a_terminal_has_a_bar(scripts: Scripts, market: StubCoinGecko, terminal:
     shown = os.read(ours, 65_536).decode()
     assert "[############..................] 2 of 5 coins" in shown
     assert "[##############################] 5 of 5 coins, 0 min left" in shown
-
-
-# ----------------------------------------------------------------------------------------------------------- status
-
-
-def test_status_tells_how_far_the_table_reaches_and_its_gaps(
-    scripts: Scripts, market: StubCoinGecko, database: Database
-):
-    scripts.pipeline("--backfill", 10)
-    database.execute("DELETE FROM crypto_prices WHERE timestamp IN (%s, %s)", (midnight(4), midnight(7)))
-
-    result = scripts.pipeline("--status")
-
-    line = f"history              {midnight(10):%Y-%m-%d} to {TODAY:%Y-%m-%d}: 11 days, 2 without a snapshot"
-    assert line in result.stdout.splitlines()
-
-
-def test_status_for_programs_holds_the_same_facts(scripts: Scripts, market: StubCoinGecko, database: Database):
-    scripts.pipeline("--backfill", 10)
-    database.execute("DELETE FROM crypto_prices WHERE timestamp = %s", (midnight(4),))
-    database.execute("UPDATE crypto_prices SET market_cap_tier = NULL WHERE timestamp = %s LIMIT 2", (midnight(1),))
-
-    facts = json.loads(scripts.pipeline("--status", "--json").stdout)
-
-    assert facts.pop("age_minutes") > 60 * 24 * 365
-    [(newest,)] = database.execute("SELECT MAX(timestamp) FROM crypto_prices")
-    assert facts == {
-        "table": f"{database.name}.crypto_prices",
-        "newest_snapshot": f"{newest.isoformat()}Z",
-        "coins": 5,
-        "newest_figure": "2025-03-14T23:59:31Z",
-        "oldest_snapshot": f"{midnight(10).isoformat()}Z",
-        "days": 11,
-        "days_without_snapshot": 1,
-        "rows": 50,
-        "rows_are_estimated": False,
-        "rows_without_tier": 2,
-    }
-
-
-def test_status_for_programs_of_an_empty_table_is_json_too(scripts: Scripts):
-    result = scripts.pipeline("--status", "--json", "-q")
-
-    assert result.returncode == 6
-    assert json.loads(result.stdout)["newest_snapshot"] is None

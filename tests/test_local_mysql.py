@@ -91,6 +91,9 @@ def bare_project(tmp_path: Path) -> Iterator[Project]:
     project.run("--stop")
 
 
+# ------------------------------------------------------------------------------------- the database that a command gets
+
+
 def test_the_command_gets_a_database_and_its_exit_code_and_output_pass_through(project: Project):
     result = project.run("python", "-c", f"{COUNT}; raise SystemExit(7)")
 
@@ -103,13 +106,16 @@ def test_the_sample_market_loads_into_it(project: Project):
     assert project.count() == "99"
 
 
-def test_another_database_is_made_when_it_is_named_and_said_once(project: Project):
+def test_another_database_is_made_when_it_is_named_and_printed_once(project: Project):
     first = project.run("python", "-c", COUNT, MYSQL_DATABASE="crypto_other")
     second = project.run("python", "-c", COUNT, MYSQL_DATABASE="crypto_other")
 
     assert first.stdout == second.stdout == "0\n"
     assert "database  crypto_other" in first.stderr
     assert second.stderr == ""
+
+
+# ----------------------------------------------------------------------------------------------------------- the server
 
 
 def test_its_passwords_are_of_its_own_and_never_shown(project: Project):
@@ -154,7 +160,10 @@ def test_two_at_once_on_a_bare_project_share_one_server(bare_project: Project):
     assert [process.communicate(timeout=100)[0] for process in both] == ["0\n", "0\n"]
 
 
-def test_stop_stops_the_server_and_says_so(bare_project: Project):
+# ---------------------------------------------------------------------------------------------------- --stop and errors
+
+
+def test_stop_stops_the_server_and_reports_it(bare_project: Project):
     bare_project.run("true")
     address = ("127.0.0.1", bare_project.port())
     socket.create_connection(address).close()
@@ -177,7 +186,7 @@ def test_stop_stops_the_server_and_says_so(bare_project: Project):
         ([], {}, "usage:"),
     ],
 )
-def test_what_it_cannot_do_is_said_in_one_line(
+def test_what_it_cannot_do_is_named_in_one_line(
     project: Project, command: list[str], variables: dict[str, str], part: str
 ):
     result = project.run(*command, **variables)

@@ -1,6 +1,6 @@
 """Mutated answers: every good row is loaded as it was sent, every other one is kept as rejected, nothing else happens.
 
-What is expected is told from the rule for usable rows alone, not from the script.
+What is expected is derived from the rule for usable rows alone, not from the script.
 """
 
 from __future__ import annotations

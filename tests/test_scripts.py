@@ -1,31 +1,114 @@
-"""What all three scripts promise alike: exit codes, one line for an expected failure, whatever streams they are given.
-
-They also run in a thread, where no signal arrives.
-"""
+"""What the three scripts promise alike: options, exit codes, one line for an expected failure, signals and streams."""
 
 from __future__ import annotations
 
-import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT_DIR, Database, Scripts, one_line_error
-from tests.stub_coingecko import SAMPLE_FILES, StubCoinGecko
+from tests.conftest import PROJECT_DIR, Database, Scripts, one_line_error, posix_only
+from tests.stub_coingecko import SAMPLE_FILES, Answer, StubCoinGecko
 
 SCRIPTS = ["etl_crypto.py", "segment_and_load.py", "pipeline_orchestrator.py"]
-posix_only = pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+
+# --------------------------------------------------------------------------------------------------- options and errors
 
 
-def shell(scripts: Scripts, command: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """A line of a shell, in which $python and $here stand for the interpreter and the project's folder."""
-    environment = scripts.environment({"python": sys.executable, "here": str(PROJECT_DIR)} | settings)
-    return subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, cwd=scripts.folder)
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--coins", "many"], "--coins: 'many', not a whole number from 1 to 1000000, or all"),
+        (["--max-age", "5"], "--max-age goes with --status"),
+        (["--status", "--max-age", "soon"], "--max-age: 'soon', not a number from 0"),
+        (["--coins", "5", "--replay", "x"], "not allowed with"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_a_bad_option_is_one_line_and_exit_code_2(scripts: Scripts, arguments: list[str], part: str):
+    result = scripts.pipeline(*arguments)
+
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert part in result.stderr
+    assert "--help" in result.stderr
 
 
-# --------------------------------------------------------------------------------------------------- without streams
+def test_a_package_that_is_missing_is_named_in_one_line(scripts: Scripts):
+    result = subprocess.run(
+        [sys.executable, "-S", PROJECT_DIR / "pipeline_orchestrator.py", "--dry-run"],
+        env=scripts.environment({"PYTHONPATH": None}),
+        capture_output=True,
+        text=True,
+    )
+
+    one_line_error(result, 2, "module dotenv is missing", "-m pip install -r requirements.txt")
+
+
+def test_verbose_adds_the_traceback_of_an_expected_failure(scripts: Scripts):
+    result = scripts.pipeline("-v", MYSQL_PORT="1")
+
+    assert result.returncode == 4
+    assert "Traceback" in result.stderr
+
+
+def test_a_bug_stays_a_traceback_and_exit_code_1(scripts: Scripts, tmp_path: Path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in ("etl_crypto.py", "segment_and_load.py", "pipeline_orchestrator.py"):
+        text = (PROJECT_DIR / name).read_text(encoding="utf-8")
+        (broken / name).write_text(text.replace("def segment(", "def segment(missing, "), encoding="utf-8")
+    shutil.copytree(PROJECT_DIR / "sql", broken / "sql")
+
+    result = subprocess.run(
+        [sys.executable, broken / "pipeline_orchestrator.py", "--env-file", scripts.env_file],
+        env=scripts.environment({}),
+        capture_output=True,
+        text=True,
+    )
+
+    assert result.returncode == 1
+    assert "TypeError" in result.stderr
+    assert "load and segment     failed" in result.stdout
+
+
+# -------------------------------------------------------------------------------------------------------------- signals
+
+
+@posix_only
+@pytest.mark.parametrize(
+    ("number", "exit_code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")]
+)
+def test_a_signal_ends_a_run_at_once(
+    scripts: Scripts, api: StubCoinGecko, database: Database, number: int, exit_code: int, name: str
+):
+    api.script = lambda page, attempt: api.hang()
+    process = scripts.start("pipeline_orchestrator.py")
+    api.wait_for_requests(1)
+    process.send_signal(number)
+
+    result = scripts.finish(process)
+
+    one_line_error(result, exit_code, name)
+    assert "fetch                failed" in result.stdout
+    assert database.count() == 0
+
+
+@posix_only
+def test_a_signal_ends_a_wait_for_another_try(scripts: Scripts, api: StubCoinGecko):
+    api.script = lambda page, attempt: Answer(status=429, headers={"Retry-After": "119"})
+    process = scripts.start("pipeline_orchestrator.py", COIN_LIMIT="250", RETRY_BUDGET_SECONDS="600")
+    waiting = process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+
+    assert "page 1: status 429; trying again in 119 s" in waiting
+    assert scripts.finish(process).returncode == 143
+
+
+# -------------------------------------------------------------------------------------------------------------- streams
 
 
 @posix_only
@@ -33,7 +116,7 @@ def shell(scripts: Scripts, command: str, **settings: str) -> subprocess.Complet
 def test_without_standard_streams_the_work_is_done(scripts: Scripts, database: Database, script: str):
     assert scripts.run("etl_crypto.py", SNAPSHOT_MINUTES="525600").returncode == 0
 
-    result = shell(scripts, f'"$python" "$here/{script}" <&- >&- 2>&-', SNAPSHOT_MINUTES="525600")
+    result = scripts.shell(f'"$python" "$here/{script}" <&- >&- 2>&-', SNAPSHOT_MINUTES="525600")
 
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     tiered = 0 if script == "etl_crypto.py" else 120
@@ -56,19 +139,9 @@ def test_without_standard_streams_the_work_is_done(scripts: Scripts, database: D
 def test_without_standard_streams_the_exit_code_is_the_documented_one(
     scripts: Scripts, arguments: str, settings: dict[str, str], exit_code: int
 ):
-    result = shell(scripts, f'"$python" "$here/pipeline_orchestrator.py" {arguments} >&- 2>&-', **settings)
+    result = scripts.shell(f'"$python" "$here/pipeline_orchestrator.py" {arguments} >&- 2>&-', **settings)
 
     assert result.returncode == exit_code
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("option", ["", "--json"])
-def test_a_status_that_cannot_be_written_is_one_line_and_exit_code_1(scripts: Scripts, option: str):
-    assert scripts.pipeline("--replay", SAMPLE_FILES[0]).returncode == 0
-
-    result = shell(scripts, f'"$python" "$here/pipeline_orchestrator.py" --status {option} >/dev/full')
-
-    one_line_error(result, 1, "the result cannot be written (No space left on device)")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -76,11 +149,29 @@ def test_a_status_that_cannot_be_written_is_one_line_and_exit_code_1(scripts: Sc
 def test_a_run_whose_work_is_done_keeps_its_code_when_the_result_cannot_be_written(
     scripts: Scripts, database: Database, script: str
 ):
-    result = shell(scripts, f'"$python" "$here/{script}" >/dev/full')
+    result = scripts.shell(f'"$python" "$here/{script}" >/dev/full')
 
     assert result.returncode == 0, result.stderr
     assert "the result cannot be written (No space left on device)" in result.stderr
     assert database.count() == (0 if script == "segment_and_load.py" else 120)
+
+
+@posix_only
+def test_a_reader_of_the_result_that_goes_away_is_no_error(scripts: Scripts):
+    process = scripts.start("pipeline_orchestrator.py")
+    process.stdout.close()
+
+    assert process.wait(60) == 0, process.stderr.read()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("option", ["", "--json"])
+def test_a_status_that_cannot_be_written_is_one_line_and_exit_code_1(scripts: Scripts, option: str):
+    assert scripts.pipeline("--replay", SAMPLE_FILES[0]).returncode == 0
+
+    result = scripts.shell(f'"$python" "$here/pipeline_orchestrator.py" --status {option} >/dev/full')
+
+    one_line_error(result, 1, "the result cannot be written (No space left on device)")
 
 
 @posix_only
@@ -92,7 +183,7 @@ def test_a_status_into_a_closed_pipe_is_no_error(scripts: Scripts):
     assert process.wait(60) == 0, process.stderr.read()
 
 
-# ------------------------------------------------------------------------------------------------------ in a thread
+# ---------------------------------------------------------------------------------------------------------- in a thread
 
 IN_A_THREAD = """
 import importlib, sys, threading
@@ -124,63 +215,3 @@ def test_main_runs_in_a_thread(
 
     assert result.stdout.splitlines()[-1] == f"code [{exit_code}]", result.stderr
     assert "Traceback" not in result.stderr
-
-
-# -------------------------------------------------------------------------------------------------- where settings are
-
-
-@posix_only
-def test_the_settings_may_come_through_a_pipe(scripts: Scripts, database: Database):
-    secret = scripts.folder / "secret.env"
-    secret.write_text("COIN_LIMIT=7\n", encoding="utf-8")
-
-    result = shell(scripts, f'"$python" "$here/pipeline_orchestrator.py" --env-file <(cat "{secret}")')
-
-    assert result.returncode == 0, result.stderr
-    assert database.count() == 7
-
-
-def test_a_misspelt_key_is_warned_of_and_other_keys_are_not(scripts: Scripts):
-    misspelt = {
-        "COIN_LIMT": "COIN_LIMIT",  # a letter left out
-        "MYSQL_PASWORDD": "MYSQL_PASSWORD",
-        "COINGECKO_APY_KEY": "COINGECKO_API_KEY",
-        "mysql_host": "MYSQL_HOST",
-    }
-    others = ["MYSQL_ROOT_PASSWORD", "MYSQL_HOSTNAME", "COINS", "LIMIT", "PATH", "AWS_REGION", "SNAPSHOT_DIRECTORY"]
-    scripts.env_file.write_text("\n".join(f"{key}=1" for key in [*misspelt, *others]), encoding="utf-8")
-
-    result = scripts.pipeline("--dry-run", COIN_LIMT_OF_THE_ENVIRONMENT="1", COIN_LIMI="1")
-
-    assert result.returncode == 0, result.stderr
-    warnings = [line for line in result.stderr.splitlines() if "is no setting" in line]
-    assert len(warnings) == len(misspelt)
-    for key, name in misspelt.items():
-        assert [line for line in warnings if f"'{key}' in {scripts.env_file} " in line and line.endswith(f" {name}")]
-
-
-@posix_only
-def test_a_tilde_is_the_home_folder(scripts: Scripts, api: StubCoinGecko, tmp_path: Path):
-    (tmp_path / "my.env").write_text("COIN_LIMIT=7\nSNAPSHOT_DIR=~/kept\n", encoding="utf-8")
-    del scripts.settings["SNAPSHOT_DIR"]
-    home = {"HOME": str(tmp_path)}
-
-    result = shell(scripts, '"$python" "$here/pipeline_orchestrator.py" --env-file "~/my.env"', **home)
-
-    assert result.returncode == 0, result.stderr
-    [kept] = (tmp_path / "kept").glob("*.json.gz")
-    again = shell(scripts, f'"$python" "$here/etl_crypto.py" --dry-run --replay "~/kept/{kept.name}"', **home)
-    assert again.returncode == 0, again.stderr
-    assert "7 coins would be written" in again.stdout
-
-
-def test_a_tilde_of_nobody_is_one_line(scripts: Scripts):
-    one_line_error(
-        scripts.pipeline(SNAPSHOT_DIR="~nobody-here/x"), 2, "SNAPSHOT_DIR is '~nobody-here/x'", "home folder"
-    )
-
-
-def test_a_key_that_is_no_key_is_refused_without_showing_it(scripts: Scripts):
-    scripts.settings["COINGECKO_API_KEY"] = "CG-sec ret"
-
-    one_line_error(scripts.pipeline(), 2, "COINGECKO_API_KEY is not usable")

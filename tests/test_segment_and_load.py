@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from contextlib import closing
 from datetime import datetime, timedelta
@@ -13,9 +12,8 @@ import pytest
 
 from segment_and_load import Segmented, assign_tiers, segment
 from sql.connection import Database as Session
-from tests.conftest import Database, Scripts, last_line, make_settings
+from tests.conftest import NOON, Database, Scripts, last_line, make_settings, posix_only
 
-NOON = datetime(2025, 3, 14, 12, 0)
 OTHER_BOUNDS = {"TIER_LARGE_CAP_MIN": "5e9", "TIER_MID_CAP_MIN": "5e8", "TIER_SMALL_CAP_MIN": "5e7"}
 
 
@@ -36,6 +34,9 @@ def tiers(database: Database, timestamp: datetime = NOON) -> list[str | None]:
     return [tier for (tier,) in rows]
 
 
+# ------------------------------------------------------------------------------------------------------------- the rule
+
+
 @pytest.mark.parametrize(
     ("market_cap", "tier"),
     [
@@ -54,6 +55,9 @@ def tiers(database: Database, timestamp: datetime = NOON) -> list[str | None]:
 )
 def test_the_lower_bound_of_a_tier_belongs_to_it(market_cap: float | None, tier: str):
     assert assign_tiers(pd.Series([market_cap], dtype="float64"), make_settings()).tolist() == [tier]
+
+
+# -------------------------------------------------------------------------------------------------- rows without a tier
 
 
 def test_rows_without_a_tier_get_one_and_the_others_keep_theirs(scripts: Scripts, database: Database):
@@ -115,6 +119,25 @@ def test_its_cost_does_not_grow_with_the_history(scripts: Scripts, database: Dat
     assert rows_read < 3_000
 
 
+@posix_only
+def test_a_large_backlog_is_committed_in_parts_and_a_signal_ends_it(scripts: Scripts, database: Database):
+    for day in range(6):
+        insert(database, [7e9] * 17_000, NOON - timedelta(days=day))
+    process = scripts.start("segment_and_load.py")
+    tiered = "SELECT COUNT(*) FROM crypto_prices WHERE market_cap_tier = 'Mid Cap'"
+    while database.execute(tiered) == [(0,)]:
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+
+    assert scripts.finish(process).returncode == 143
+    assert 0 < database.execute(tiered)[0][0] < 6 * 17_000
+    assert scripts.run("segment_and_load.py").returncode == 0
+    assert database.execute(tiered) == [(6 * 17_000,)]
+
+
+# ------------------------------------------------------------------------------------------------------------ every row
+
+
 def test_all_gives_every_row_the_tier_of_the_present_bounds(scripts: Scripts, database: Database):
     insert(database, [7e9, 7e8, 7e7, 7e6, 0])
     insert(database, [7e9, 2e10], NOON - timedelta(days=400), tier="nan")
@@ -145,7 +168,7 @@ def test_all_reaches_every_row_of_a_snapshot_larger_than_a_chunk(scripts: Script
     assert database.execute("SELECT DISTINCT market_cap_tier FROM crypto_prices") == [("Large Cap",)]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM")
+@posix_only
 def test_all_may_be_ended_at_any_moment_and_run_again(scripts: Scripts, database: Database):
     for day in range(6):
         insert(database, [7e9] * 17_000, NOON - timedelta(days=day), tier="Mid Cap")
@@ -160,23 +183,10 @@ def test_all_may_be_ended_at_any_moment_and_run_again(scripts: Scripts, database
     assert database.execute(changed) == [(6 * 17_000,)]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM")
-def test_a_large_backlog_is_committed_in_parts_and_a_signal_ends_it(scripts: Scripts, database: Database):
-    for day in range(6):
-        insert(database, [7e9] * 17_000, NOON - timedelta(days=day))
-    process = scripts.start("segment_and_load.py")
-    tiered = "SELECT COUNT(*) FROM crypto_prices WHERE market_cap_tier = 'Mid Cap'"
-    while database.execute(tiered) == [(0,)]:
-        assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-
-    assert scripts.finish(process).returncode == 143
-    assert 0 < database.execute(tiered)[0][0] < 6 * 17_000
-    assert scripts.run("segment_and_load.py").returncode == 0
-    assert database.execute(tiered) == [(6 * 17_000,)]
+# ------------------------------------------------------------------------------------------- other bounds, and dry runs
 
 
-def test_a_history_of_other_bounds_is_said(scripts: Scripts, database: Database):
+def test_a_history_of_other_bounds_is_logged(scripts: Scripts, database: Database):
     insert(database, [7e9, 2e10], NOON - timedelta(days=1), tier=None)
     scripts.run("segment_and_load.py")
     insert(database, [7e9])
@@ -197,7 +207,9 @@ def test_bounds_that_did_not_change_are_not_mentioned(scripts: Scripts, database
 
 
 @pytest.mark.parametrize("arguments", [[], ["--all"]])
-def test_dry_run_says_what_would_change_and_writes_nothing(scripts: Scripts, database: Database, arguments: list[str]):
+def test_dry_run_prints_what_would_change_and_writes_nothing(
+    scripts: Scripts, database: Database, arguments: list[str]
+):
     insert(database, [7e9, 0])
 
     result = scripts.run("segment_and_load.py", "--dry-run", *arguments)

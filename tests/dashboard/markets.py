@@ -1,4 +1,4 @@
-"""What the tests of the dashboard share: its source, made-up markets, a build of one, and what to ask the result."""
+"""Made-up markets, dashboards built from them, and what to ask both."""
 
 from __future__ import annotations
 
@@ -11,27 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from build_dashboard import MODEL_DIR, NAME, REPORT_DIR, SOURCE, history_days
-from check_source import read_source
+from build_dashboard import NAME, SOURCE, history_days
 from pbix_mcp.formats.model_reader import ModelReader
 from pbix_query import Dashboard
 from report_source import Field
 
 from tests.conftest import SETTING_PREFIXES, Database
-
-MODEL, REPORT = read_source(MODEL_DIR, REPORT_DIR)
-TABLES, MEASURES = MODEL.tables, MODEL.measures
-QUERIES = {name: table["partitions"][0]["source"]["expression"] for name, table in TABLES.items()}
-VISUALS = {visual.document["name"]: visual for page in REPORT.pages for visual in page.visuals}
-COIN_ID, COIN, TIME, TIER = (
-    Field(table, name, False, name)
-    for table, name in (
-        ("Coin", "coin_id"),
-        ("Coin", "coin"),
-        ("Time", "timestamp"),
-        ("Tier", "market_cap_tier"),
-    )
-)
+from tests.dashboard.source import COIN_ID, MODEL, VISUALS
 
 # -------------------------------------------------------------------------- the measures, in SQL where they are figures
 
@@ -52,7 +38,6 @@ RANKS = {
     "Volume Rank": ("total_volume", "DESC"),
 }
 TRENDS = {"Market Cap (trend)": "SUM(market_cap)", "Price (trend)": "AVG(current_price)"}
-TEXTS = {"As Of", "Source", "Trend Note", "Price Label", "Change Colour"}
 
 # -------------------------------------------------------------------------------------------------------------- markets
 
@@ -239,31 +224,3 @@ def read_table(dashboard: Dashboard, name: str) -> list[dict[str, Any]]:
 def read_parts(path: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
-
-
-# -------------------------------------------------------------------------------------- changes to a copy of the source
-
-PRICES_TMDL = f"{NAME}.SemanticModel/definition/tables/crypto_prices.tmdl"
-TIER_TMDL = f"{NAME}.SemanticModel/definition/tables/Tier.tmdl"
-DEFINITION = f"{NAME}.Report/definition"
-THEME_JSON = f"{NAME}.Report/StaticResources/RegisteredResources/CryptoMarketTheme.json"
-(GAINERS,) = (path for path in VISUALS["table-gainers"].path.parents[5].rglob("table-gainers/visual.json"))
-GAINERS_JSON = GAINERS.relative_to(SOURCE).as_posix()
-
-
-def change(source: Path, file: str, old: str, new: str) -> None:
-    """Change a file of the source in one place."""
-    text = (source / file).read_text(encoding="utf-8")
-    assert old in text
-    (source / file).write_text(text.replace(old, new, 1), encoding="utf-8")
-
-
-def run_copy(source: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run the build of a copy of the source into that copy."""
-    return subprocess.run(
-        [sys.executable, source / "build_dashboard.py", *options],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env={key: value for key, value in os.environ.items() if not key.startswith(SETTING_PREFIXES)},
-    )

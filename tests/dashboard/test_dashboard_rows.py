@@ -9,7 +9,8 @@ from build_dashboard import NAME
 from draw_preview import in_order
 from pbix_mcp.formats.model_reader import ModelReader
 
-from tests.dashboard import TABLES, VISUALS, Market, read_table
+from tests.dashboard.markets import Market, read_table
+from tests.dashboard.source import TABLES, VISUALS
 
 
 def test_a_label_is_the_newest_name_of_one_coin_alone(awkward: Market):

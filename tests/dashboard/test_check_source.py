@@ -10,7 +10,8 @@ from build_dashboard import NAME
 from check_source import read_source
 from report_source import SourceError
 
-from tests.dashboard import DEFINITION, GAINERS_JSON, PRICES_TMDL, THEME_JSON, TIER_TMDL, change, read_parts, run_copy
+from tests.dashboard.markets import read_parts
+from tests.dashboard.source import DEFINITION, GAINERS_JSON, PRICES_TMDL, THEME_JSON, TIER_TMDL, change, run_copy
 
 RELATIONSHIPS_TMDL = f"{NAME}.SemanticModel/definition/relationships.tmdl"
 

@@ -13,23 +13,8 @@ from build_dashboard import AROUND, SOURCE, describe_times
 from draw_preview import draw_page
 from report_source import Field
 
-from tests.dashboard import (
-    COIN,
-    COIN_ID,
-    FIGURES,
-    MEASURES,
-    NEWEST,
-    QUERIES,
-    RANKS,
-    REPORT,
-    TABLES,
-    TIER,
-    TIME,
-    Market,
-    comparable,
-    make_row,
-    shown_coins,
-)
+from tests.dashboard.markets import FIGURES, NEWEST, RANKS, Market, comparable, make_row, shown_coins
+from tests.dashboard.source import COIN, COIN_ID, MEASURES, QUERIES, REPORT, TABLES, TIER, TIME
 
 MIDNIGHT = NEWEST.replace(hour=0)
 STEP = MIDNIGHT - timedelta(days=60)  # from here on more than twice as many coins are loaded
@@ -214,7 +199,7 @@ def test_days_of_history_never_enter_the_cards_the_tables_or_a_label(backfilled:
         assert shown_coins(backfilled, table) == shown_coins(alone, table)
 
 
-def test_the_picture_of_the_trends_shows_the_kept_times_and_says_how_many_are_not(backfilled: Market):
+def test_the_picture_of_the_trends_shows_the_kept_times_and_names_how_many_are_left_out(backfilled: Market):
     (page,) = (page for page in REPORT.pages if page.title == "Market Trends")
 
     picture = draw_page(backfilled.dashboard, page, REPORT.theme)
@@ -241,7 +226,7 @@ def test_the_picture_of_the_trends_shows_the_kept_times_and_says_how_many_are_no
         ([4, 2, 4], "Market cap over time shows all 3 times: none has fewer than half as many coins as one of the 7"),
     ],
 )
-def test_the_note_on_the_trends_tells_how_many_times_are_left_out(make_market: Any, counts: list[int], start: str):
+def test_the_note_on_the_trends_names_how_many_times_are_left_out(make_market: Any, counts: list[int], start: str):
     market = make_market(
         [
             make_row(f"coin-{coin}", NEWEST - timedelta(days=days))

@@ -10,7 +10,7 @@ import pytest
 from report_source import Page
 
 from segment_and_load import TIERS
-from tests.dashboard import MEASURES, MODEL, QUERIES, REPORT, TABLES, TEXTS, VISUALS
+from tests.dashboard.source import MEASURES, MODEL, QUERIES, REPORT, TABLES, TEXTS, VISUALS
 
 # ------------------------------------------------------------------------------------------------------------ the model
 
@@ -72,7 +72,7 @@ def luminance(colour: str) -> float:
 
 
 def contrast(one: str, other: str) -> float:
-    """How well two colours tell apart, from 1 to 21, as WCAG 2 reckons it."""
+    """The contrast of two colours, from 1 to 21, as WCAG 2 defines it."""
     dark, light = sorted((luminance(one), luminance(other)))
     return (light + 0.05) / (dark + 0.05)
 

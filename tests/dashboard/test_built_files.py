@@ -14,7 +14,8 @@ from pbix_mcp.formats.abf_rebuild import read_metadata_sqlite
 from pbix_mcp.formats.datamodel_roundtrip import decompress_datamodel
 from pbix_mcp.formats.model_reader import ModelReader
 
-from tests.dashboard import MEASURES, MODEL, TABLES, TEXTS, read_parts
+from tests.dashboard.markets import read_parts
+from tests.dashboard.source import MEASURES, MODEL, TABLES, TEXTS
 
 
 def read_metadata(path: Path) -> dict[str, list[tuple]]:
@@ -72,9 +73,9 @@ def test_the_committed_pictures_are_what_the_source_makes(sample: Path, name: st
 def test_a_built_model_says_all_that_the_source_says(sample: Path):
     metadata = read_metadata(sample / f"{NAME}.pbix")
 
-    said = ("name", "expression", "formatString", "description", "displayFolder", "lineageTag")
+    words = ("name", "expression", "formatString", "description", "displayFolder", "lineageTag")
     assert {row[:-1] for row in metadata["measures"]} == {
-        (*(measure.get(word) for word in said), measure.get("isHidden", False)) for measure in MEASURES.values()
+        (*(measure.get(word) for word in words), measure.get("isHidden", False)) for measure in MEASURES.values()
     }
     types, codes = {"string": 2, "int64": 6, "double": 8, "dateTime": 9}, {"none": 2}
     assert {row for row in metadata["columns"] if not str(row[1]).startswith("RowNumber")} == {

@@ -11,17 +11,10 @@ from build_dashboard import NAME
 from pbix_query import Dashboard
 from report_source import Field
 
-from tests.dashboard import (
-    COIN,
-    COIN_ID,
+from tests.dashboard.markets import (
     FIGURES,
-    MEASURES,
-    MODEL,
     NEWEST,
     RANKS,
-    TEXTS,
-    TIER,
-    TIME,
     TRENDS,
     Market,
     comparable,
@@ -29,6 +22,7 @@ from tests.dashboard import (
     make_row,
     shown_coins,
 )
+from tests.dashboard.source import COIN, COIN_ID, MEASURES, MODEL, TEXTS, TIER, TIME
 
 
 def test_no_measure_goes_untested():
@@ -123,7 +117,7 @@ def test_history_never_enters_a_figure_of_the_newest_snapshot(awkward: Market, m
     assert len(thousand.groups([TIME], "Market Cap (trend)")) == 1001
 
 
-def test_the_caption_tells_when_and_of_how_many_coins(awkward: Market):
+def test_the_caption_names_the_time_and_the_number_of_coins(awkward: Market):
     assert awkward.dashboard.values(["As Of"]) == {"As Of": "as of 2026-11-22 12:00 UTC, the 24 largest coins"}
 
 

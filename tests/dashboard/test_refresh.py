@@ -12,21 +12,8 @@ import pytest
 from build_dashboard import NAME, build_parts, embedded_tables, write_container
 from pbix_query import Dashboard
 
-from tests.dashboard import (
-    COIN,
-    COIN_ID,
-    FIGURES,
-    MODEL,
-    NEWEST,
-    RANKS,
-    REPORT,
-    TIER,
-    TIME,
-    TRENDS,
-    VISUALS,
-    make_row,
-    read_table,
-)
+from tests.dashboard.markets import FIGURES, NEWEST, RANKS, TRENDS, make_row, read_table
+from tests.dashboard.source import COIN, COIN_ID, MODEL, REPORT, TIER, TIME, VISUALS
 
 
 def make_states() -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -10,7 +10,8 @@ from check_source import read_source
 from draw_preview import draw_page
 from pbix_query import format_figure
 
-from tests.dashboard import GAINERS_JSON, THEME_JSON, Market, change
+from tests.dashboard.markets import Market
+from tests.dashboard.source import GAINERS_JSON, THEME_JSON, change
 
 
 def test_a_picture_shows_what_the_report_says_and_else_its_theme(copied_source: Path, awkward: Market):

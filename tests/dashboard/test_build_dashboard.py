@@ -11,7 +11,8 @@ from build_dashboard import NAME
 from pbix_query import Dashboard
 
 from tests.conftest import ODD_TEXTS, Database
-from tests.dashboard import GAINERS_JSON, MODEL, PRICES_TMDL, build, change, comparable, fill, make_row, run_copy
+from tests.dashboard.markets import build, comparable, fill, make_row
+from tests.dashboard.source import GAINERS_JSON, MODEL, PRICES_TMDL, change, run_copy
 
 
 def test_an_empty_table_is_named_and_nothing_is_written(server: Any, tmp_path: Path):

@@ -1,0 +1,386 @@
+"""What etl_crypto.py asks CoinGecko, and what it does with every kind of answer: pages, rate limit, retries, keys."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import requests
+import responses
+
+from etl_crypto import CoinGecko, DataError, fetch_coins
+from tests.conftest import Database, Scripts, make_coins, make_settings, one_line_error
+from tests.stub_coingecko import FORBIDDEN, Answer, StubCoinGecko
+
+MARKETS = "https://api.coingecko.com/api/v3/coins/markets"
+
+
+class Clock:
+    """Time that passes only in `sleep`."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.waits: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def market() -> Iterator[responses.RequestsMock]:
+    with responses.RequestsMock() as mock:
+        yield mock
+
+
+@pytest.fixture(autouse=True)
+def all_log_lines(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="etl_crypto")
+
+
+def fetch(clock: Clock, limit: int | None = 100, **settings: str) -> list:
+    with closing(CoinGecko(make_settings(**settings), clock.sleep, clock)) as api:
+        return fetch_coins(api, limit)
+
+
+def ids(coins: list) -> list[str]:
+    return list(dict.fromkeys(coin["id"] for coin in coins))
+
+
+# ---------------------------------------------------------------------------------------------------------------- pages
+
+
+def test_the_first_coins_are_fetched_from_pages_of_constant_size(api: StubCoinGecko, clock: Clock):
+    api.coins = make_coins(600)
+
+    coins = fetch(clock, 300, COINGECKO_BASE_URL=api.url)
+
+    assert coins == api.coins[:300]
+    assert sorted(api.pages) == [1, 2]
+    assert {request.query["per_page"] for request in api.requests} == {"250"}
+    assert {request.query["price_change_percentage"] for request in api.requests} == {"1h,24h,7d"}
+
+
+def test_a_spare_page_makes_up_for_coins_that_come_twice(api: StubCoinGecko, clock: Clock):
+    coins = make_coins(750)
+    api.coins = coins[:250] + coins[200:450] + coins[430:]  # the ranking moved: 70 repeats
+
+    fetched = fetch(clock, 500, COINGECKO_BASE_URL=api.url)
+
+    assert ids(fetched) == [coin["id"] for coin in coins[:500]]
+    assert sorted(api.pages) == [1, 2, 3]
+
+
+def test_all_coins_end_at_an_empty_page_that_was_confirmed(api: StubCoinGecko, clock: Clock):
+    api.coins = make_coins(1100)
+
+    fetched = fetch(clock, None, COINGECKO_BASE_URL=api.url, REQUESTS_PER_MINUTE="100")
+
+    assert len(ids(fetched)) == 1100
+    assert api.pages.count(6) == 2
+    assert max(api.pages) <= 9  # so many were on their way when page 6 turned out to be empty
+
+
+def test_an_empty_page_in_mid_list_that_passes_loses_no_coin(api: StubCoinGecko, clock: Clock):
+    api.coins = make_coins(900)
+    api.script = lambda page, attempt: Answer([]) if (page, attempt) == (2, 1) else None
+
+    assert len(ids(fetch(clock, 900, COINGECKO_BASE_URL=api.url, REQUESTS_PER_MINUTE="100"))) == 900
+
+
+def test_a_list_that_repeats_itself_for_ever_ends(api: StubCoinGecko, clock: Clock, caplog: pytest.LogCaptureFixture):
+    api.script = lambda page, attempt: Answer(api.coins)
+
+    assert len(ids(fetch(clock, None, COINGECKO_BASE_URL=api.url, REQUESTS_PER_MINUTE="100"))) == 120
+    assert "no new coin" in caplog.text
+
+
+def test_four_pages_are_in_flight_at_once(api: StubCoinGecko, clock: Clock):
+    api.coins = make_coins(1000)
+    together = threading.Barrier(4, timeout=10)
+    api.script = lambda page, attempt: together.wait() and None
+
+    assert len(fetch(clock, 1000, COINGECKO_BASE_URL=api.url)) == 1000
+
+
+# ----------------------------------------------------------------------------------------------------------- rate limit
+
+
+@pytest.mark.parametrize("limit", [2, 5])
+def test_no_minute_has_more_calls_than_the_limit(api: StubCoinGecko, clock: Clock, limit: int):
+    api.coins = make_coins(250 * 11)
+    calls = []
+    api.script = lambda page, attempt: calls.append(clock.now)
+
+    fetch(clock, 250 * 11, COINGECKO_BASE_URL=api.url, REQUESTS_PER_MINUTE=str(limit))
+
+    assert len(calls) == 11
+    assert max(sum(start <= call < start + 60 for call in calls) for start in calls) <= limit
+
+
+def test_a_burst_below_the_limit_does_not_wait(api: StubCoinGecko, clock: Clock):
+    api.coins = make_coins(1250)
+
+    fetch(clock, 1250, COINGECKO_BASE_URL=api.url, REQUESTS_PER_MINUTE="5")
+
+    assert clock.waits == []
+
+
+@pytest.mark.parametrize(("key", "plan", "limit"), [("", "pro", 5), ("CG-k", "demo", 30), ("CG-k", "pro", 250)])
+def test_the_plan_sets_the_rate_limit(key: str, plan: str, limit: int):
+    assert make_settings(COINGECKO_API_KEY=key, COINGECKO_API_PLAN=plan).requests_per_minute == limit
+
+
+# -------------------------------------------------------------------------------------------------------------- retries
+
+
+@pytest.mark.parametrize(
+    ("header", "wait"), [("119", 119), ("0", 1), ("1.5", 1.5), ("soon", 1), ("-5", 1), ("nan", 1), (None, 1)]
+)
+def test_retry_after_is_obeyed_whole(
+    market: responses.RequestsMock, clock: Clock, caplog: pytest.LogCaptureFixture, header: str | None, wait: float
+):
+    market.get(MARKETS, status=429, headers={"Retry-After": header} if header else {})
+    market.get(MARKETS, json=make_coins(100))
+
+    assert len(fetch(clock)) == 100
+    assert clock.waits == [wait]
+    assert f"page 1: status 429; trying again in {wait:.0f} s" in caplog.text
+
+
+def test_retry_after_may_be_a_date(market: responses.RequestsMock, clock: Clock):
+    at = datetime.now(UTC) + timedelta(seconds=90)
+    market.get(MARKETS, status=503, headers={"Retry-After": at.strftime("%a, %d %b %Y %H:%M:%S GMT")})
+    market.get(MARKETS, json=make_coins(100))
+
+    fetch(clock)
+
+    assert 85 < clock.waits[0] <= 90
+
+
+def test_a_wait_beyond_the_budget_is_not_started(market: responses.RequestsMock, clock: Clock):
+    market.get(MARKETS, status=429, headers={"Retry-After": "601"})
+
+    with pytest.raises(DataError, match="due in 601 s, and RETRY_BUDGET_SECONDS=600"):
+        fetch(clock)
+    assert clock.waits == []
+
+
+def test_a_wait_of_the_whole_budget_is_waited(market: responses.RequestsMock, clock: Clock):
+    market.get(MARKETS, status=429, headers={"Retry-After": "600"})
+    market.get(MARKETS, json=make_coins(100))
+
+    assert len(fetch(clock)) == 100
+    assert clock.waits == [600]
+
+
+def test_pages_that_fail_together_are_waited_for_together(api: StubCoinGecko, clock: Clock):
+    api.coins = make_coins(1000)
+    limited = Answer(status=429, headers={"Retry-After": "60"})
+    api.script = lambda page, attempt: limited if attempt == 1 else None
+
+    assert len(fetch(clock, 1000, COINGECKO_BASE_URL=api.url, REQUESTS_PER_MINUTE="1000")) == 1000
+    assert clock.waits == [60]
+
+
+def test_all_waiting_after_failures_stays_within_the_budget(market: responses.RequestsMock, clock: Clock):
+    market.get(MARKETS, status=500)
+
+    with pytest.raises(DataError, match="RETRY_BUDGET_SECONDS=100"):
+        fetch(clock, RETRY_BUDGET_SECONDS="100", REQUESTS_PER_MINUTE="1000")
+    assert clock.waits == [1, 2, 4, 8, 16, 32]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"status": 408},
+        {"status": 429},
+        {"status": 500},
+        {"status": 502, "body": "<html>Bad gateway"},
+        {"status": 503},
+        {"status": 403, "json": FORBIDDEN},
+        {"status": 200, "body": "<html>Just a moment"},
+        {"status": 200, "body": '[{"id": "a"'},
+        {"status": 200, "json": {"status": {"error_code": 429, "error_message": "slow down"}}},
+        {"status": 200, "json": {"error": "try later"}},
+        {"status": 200, "json": {"coins": []}},
+        {"status": 200, "body": "[" * 100_000},
+        {"body": requests.ConnectionError("reset")},
+        {"body": requests.ReadTimeout()},
+        {"body": requests.exceptions.ContentDecodingError("bad gzip")},
+    ],
+    ids=str,
+)
+def test_a_failure_that_may_pass_is_tried_again(market: responses.RequestsMock, clock: Clock, answer: dict):
+    market.get(MARKETS, **answer)
+    market.get(MARKETS, json=make_coins(100))
+
+    assert len(fetch(clock)) == 100
+
+
+@pytest.mark.parametrize("page", [1, 2, 3, 4])
+def test_whatever_passing_failures_a_page_has_no_coin_is_lost_or_doubled(api: StubCoinGecko, clock: Clock, page: int):
+    api.coins = make_coins(1000)
+    whole = json.dumps(api.coins[:250]).encode()
+    failures = [
+        Answer(status=429, headers={"Retry-After": "119"}),
+        Answer(b"<html>Bad gateway", 502),
+        Answer(FORBIDDEN, 403),
+        Answer(b"<html>Just a moment"),
+        Answer({"status": {"error_code": 429, "error_message": "slow down"}}),
+        Answer(whole[:30_000], length=len(whole)),
+        Answer(whole[:30_000]),
+        Answer(gzip.compress(whole)[:9_000], headers={"Content-Encoding": "gzip"}),
+        Answer(b"[" * 100_000),
+        Answer(b" " * 21_000_000),
+        Answer(status=408),
+    ]
+    api.script = lambda asked, attempt: failures[attempt - 1] if asked == page and attempt <= len(failures) else None
+
+    fetched = fetch(clock, 1000, COINGECKO_BASE_URL=api.url, REQUESTS_PER_MINUTE="1000")
+
+    assert fetched == api.coins
+    assert clock.waits == [119, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60]
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 410])
+def test_a_failure_that_will_not_pass_is_not_tried_again(market: responses.RequestsMock, clock: Clock, status: int):
+    market.get(MARKETS, status=status)
+
+    with pytest.raises(DataError, match=str(status)):
+        fetch(clock)
+    assert len(market.calls) == 1
+
+
+def test_an_unexplained_403_is_asked_again_twice(market: responses.RequestsMock, clock: Clock):
+    market.get(MARKETS, status=403, json=FORBIDDEN)
+
+    with pytest.raises(DataError, match=r"temporarily unavailable.*again and again"):
+        fetch(clock)
+    assert len(market.calls) == 3
+
+
+def test_a_body_cut_short_is_asked_for_again(api: StubCoinGecko, clock: Clock):
+    cut = Answer(json.dumps(api.coins).encode()[:3000], length=70_000)
+    api.script = lambda page, attempt: cut if attempt == 1 else None
+
+    assert len(fetch(clock, COINGECKO_BASE_URL=api.url)) == 100
+
+
+def test_an_answer_that_does_not_come_ends_at_the_timeout(api: StubCoinGecko, clock: Clock):
+    api.script = lambda page, attempt: api.hang() if attempt == 1 else None
+
+    assert len(fetch(clock, COINGECKO_BASE_URL=api.url, HTTP_TIMEOUT_SECONDS="0.3")) == 100
+
+
+def test_a_run_without_network_ends_within_seconds_and_names_the_sample_command(scripts: Scripts, database: Database):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+
+        result = scripts.pipeline(COINGECKO_BASE_URL=url)
+
+    one_line_error(result, 3, "Connection refused", "--replay tests/data/*.json.gz")
+    assert database.count() == 0
+
+
+# ----------------------------------------------------------------------------------------------------------------- keys
+
+
+@pytest.mark.parametrize(
+    ("plan", "host", "header"),
+    [
+        ("demo", "api.coingecko.com", "x-cg-demo-api-key"),
+        ("pro", "pro-api.coingecko.com", "x-cg-pro-api-key"),
+    ],
+)
+def test_the_key_goes_into_the_header_of_its_plan(
+    market: responses.RequestsMock, clock: Clock, plan: str, host: str, header: str
+):
+    market.get(f"https://{host}/api/v3/coins/markets", json=make_coins(100))
+
+    fetch(clock, COINGECKO_API_KEY="CG-key", COINGECKO_API_PLAN=plan)
+
+    [call] = market.calls
+    assert call.request.headers[header] == "CG-key"
+    assert "CG-key" not in call.request.url
+    assert "crypto-market-pipeline" in call.request.headers["User-Agent"]
+
+
+def test_a_redirect_is_not_followed_and_the_key_stays_here(api: StubCoinGecko, clock: Clock):
+    with StubCoinGecko(make_coins(120)) as elsewhere:
+        api.script = lambda page, attempt: Answer(status=302, headers={"Location": f"{elsewhere.url}/coins/markets"})
+
+        with pytest.raises(DataError, match="set COINGECKO_BASE_URL"):
+            fetch(clock, COINGECKO_BASE_URL=api.url, COINGECKO_API_KEY="CG-key")
+    assert elsewhere.requests == []
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "hint"),
+    [
+        (401, {"status": {"error_code": 10002, "error_message": "API Key Missing"}}, "set COINGECKO_API_KEY"),
+        (400, {"error": {"status": {"error_code": 10010, "error_message": "wrong"}}}, "COINGECKO_API_PLAN=pro"),
+        (403, {"status": {"error_code": 10011, "error_message": "wrong"}}, "COINGECKO_API_PLAN=demo"),
+        (401, b"<html>Unauthorized", "check COINGECKO_API_KEY and COINGECKO_API_PLAN"),
+    ],
+)
+def test_a_refused_key_is_not_tried_again_and_names_the_setting(
+    scripts: Scripts, api: StubCoinGecko, status: int, body: object, hint: str
+):
+    api.script = lambda page, attempt: Answer(body, status)
+    scripts.settings["COINGECKO_API_KEY"] = "CG-secret-key"
+
+    result = scripts.pipeline(RETRY_BUDGET_SECONDS="600", COIN_LIMIT="250")
+
+    one_line_error(result, 3, hint)
+    assert api.pages == [1]
+
+
+def test_a_key_where_a_message_is_cut_is_not_shown_in_part(scripts: Scripts, api: StubCoinGecko):
+    scripts.settings["COINGECKO_API_KEY"] = "CG-secret-key-of-many-characters"
+    api.script = lambda page, attempt: Answer({"error": "x" * 100 + scripts.settings["COINGECKO_API_KEY"]})
+
+    assert "CG-" not in scripts.pipeline("-v", COIN_LIMIT="250").stderr
+
+
+def test_a_proxy_is_for_other_machines(scripts: Scripts, database: Database):
+    result = scripts.pipeline(
+        HTTP_PROXY="http://127.0.0.1:1", http_proxy="http://127.0.0.1:1", NO_PROXY="", no_proxy=""
+    )
+
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_key_that_the_api_sends_back_is_not_shown(scripts: Scripts, api: StubCoinGecko):
+    scripts.settings["COINGECKO_API_KEY"] = "CG-secret-key"
+    answers = [
+        Answer({"error": "CG-secret-key is blocked"}),
+        Answer(b"<html>CG-secret-key"),
+        Answer({"CG-secret-key": 1}),
+        Answer(raw=b"HTTP/1.1 200 OK\r\nno header \x1b[31m CG-secret-key\r\n\r\n{}"),
+        Answer(raw=b"CG-secret-key \x1b[31m go away\r\n\r\n"),
+    ]
+    api.script = lambda page, attempt: answers[attempt - 1]
+
+    result = scripts.pipeline("-v", COIN_LIMIT="250", RETRY_BUDGET_SECONDS="15")  # `finish` looks for the key
+
+    assert result.returncode == 3
+    assert result.stderr.count("***") >= 4
+    assert "\x1b" not in result.stderr
