@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
-sys.path.append(str(PROJECT_DIR))  # the scripts stand one folder up
+sys.path.insert(1, str(PROJECT_DIR))  # the scripts stand one folder up; before any installed package of their name
 
 from check_source import read_source  # noqa: E402
 from pbix_query import Dashboard  # noqa: E402

@@ -51,7 +51,8 @@ def assert_recovered(result: subprocess.CompletedProcess[str], scripts: Scripts,
     assert result.returncode == 0, result.stderr
     assert " ERROR " not in result.stderr
     assert snapshots(database) == [(COINS, COINS)]
-    assert len(scripts.kept()) == 1
+    [kept] = scripts.kept()
+    assert not kept.name.endswith(".pending.json.gz")
 
 
 def assert_failed_after_the_fetch(result: subprocess.CompletedProcess[str], scripts: Scripts, *parts: str) -> list[str]:
@@ -221,6 +222,20 @@ def test_a_connection_on_which_no_answer_comes_is_given_up_and_opened_again(
 
     assert proxy.cuts == 1
     assert_recovered(result, scripts, own_database)
+
+
+@posix_only
+@pytest.mark.slow
+def test_a_signal_ends_a_run_on_which_no_answer_comes(scripts: Scripts, own_database: OwnDatabase, proxy: Proxy):
+    proxy.cut_at(UPSERT, is_silent=True)
+    process = scripts.start("pipeline_orchestrator.py")
+    wait_until(lambda: proxy.cuts, "the statement without an answer")
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    result = scripts.finish(process)
+
+    one_line_error(result, 143, "nothing is half written")
+    assert time.monotonic() - sent < 35
 
 
 def test_segmentation_alone_survives_a_cut_connection(scripts: Scripts, own_database: OwnDatabase, proxy: Proxy):

@@ -48,6 +48,21 @@ def test_a_package_that_is_missing_is_named_in_one_line(scripts: Scripts):
     one_line_error(result, 2, "module dotenv is missing", "-m pip install -r requirements.txt")
 
 
+@pytest.mark.parametrize("script", [*SCRIPTS, "powerbi/build_dashboard.py"])
+def test_an_installed_package_called_sql_is_not_taken_for_the_folder(scripts: Scripts, tmp_path: Path, script: str):
+    (tmp_path / "sql").mkdir()
+    (tmp_path / "sql" / "__init__.py").write_text("raise SystemExit('not this one')", encoding="utf-8")
+
+    result = subprocess.run(
+        [sys.executable, PROJECT_DIR / script, "--help"],
+        env=scripts.environment({"PYTHONPATH": str(tmp_path)}),
+        capture_output=True,
+        text=True,
+    )
+
+    assert result.returncode == 0, result.stderr
+
+
 def test_verbose_adds_the_traceback_of_an_expected_failure(scripts: Scripts):
     result = scripts.pipeline("-v", MYSQL_PORT="1")
 
