@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -103,11 +104,13 @@ def test_a_signal_ends_a_run_at_once(
     api.script = lambda page, attempt: api.hang()
     process = scripts.start("pipeline_orchestrator.py")
     api.wait_for_requests(1)
+    sent = time.monotonic()
     process.send_signal(number)
 
     result = scripts.finish(process)
 
     one_line_error(result, exit_code, name)
+    assert time.monotonic() - sent < 5  # two seconds are promised, thirty is the timeout of a call
     assert "fetch                failed" in result.stdout
     assert database.count() == 0
 
@@ -117,10 +120,12 @@ def test_a_signal_ends_a_wait_for_another_try(scripts: Scripts, api: StubCoinGec
     api.script = lambda page, attempt: Answer(status=429, headers={"Retry-After": "119"})
     process = scripts.start("pipeline_orchestrator.py", COIN_LIMIT="250", RETRY_BUDGET_SECONDS="600")
     waiting = process.stderr.readline()
+    sent = time.monotonic()
     process.send_signal(signal.SIGTERM)
 
     assert "page 1: status 429; trying again in 119 s" in waiting
     assert scripts.finish(process).returncode == 143
+    assert time.monotonic() - sent < 5
 
 
 # -------------------------------------------------------------------------------------------------------------- streams
