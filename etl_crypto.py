@@ -93,7 +93,6 @@ def or_none(read: Callable[[str], Any], text: str) -> Any:
 
 
 def to_coin_limit(text: str) -> int | None:
-    """How many coins; None for `all`."""
     try:
         return None if text.strip().lower() == "all" else to_number(int, 1, 1_000_000, text)
     except BadValue as problem:
@@ -262,10 +261,11 @@ SAMPLE_COMMAND = (
 class RetryableError(Exception):
     """A call that may succeed next time; not before `retry_after` seconds, if the API asked for that."""
 
-    def __init__(self, problem: str, retry_after: float = 0.0, is_refusal: bool = False) -> None:
+    def __init__(self, problem: str, retry_after: float = 0.0, is_refusal: bool = False, was_sent: bool = True) -> None:
         super().__init__(problem)
         self.retry_after = retry_after
         self.is_refusal = is_refusal
+        self.was_sent = was_sent
 
 
 class CoinGecko:
@@ -330,7 +330,8 @@ class CoinGecko:
             while wait(calls, timeout=0.1).not_done and self.clock() < deadline:
                 pass  # in short waits: on Windows a signal does not end a longer one
             # A call counts until a minute after its answer: whenever the API counts it, it was before that.
-            self.answered.extend([self.clock()] * len(calls))
+            not_sent = sum(not getattr(call.exception(), "was_sent", True) for call in calls if call.done())
+            self.answered.extend([self.clock()] * (len(calls) - not_sent))
             self.calls += len(calls)
             yield from calls
 
@@ -350,17 +351,17 @@ class CoinGecko:
     def wait_to_retry(self, what: str, problems: dict[Any, RetryableError], failures: int, refusals: int) -> None:
         """Wait before calls that failed are made again; DataError when that is not worth it."""
         pause = max(min(2.0**failures, LONGEST_BACKOFF), *(problem.retry_after for problem in problems.values()))
-        failed = [f"{what} {quote(key)}: {problem}" for key, problem in problems.items()]
+        (key, problem), *others = problems.items()
+        failed = f"{what} {quote(key)}: {problem}" + (f" (and {len(others)} more)" if others else "")
         if refusals > RETRIES_OF_403:
-            raise DataError(f"CoinGecko, {failed[0]}, again and again: {RUN_LATER}")
+            raise DataError(f"CoinGecko, {failed}, again and again: {RUN_LATER}")
         if pause > self.budget:
             raise DataError(
-                f"CoinGecko, {failed[0]}; the next try is due in {pause:.0f} s, and RETRY_BUDGET_SECONDS="
+                f"CoinGecko, {failed}; the next try is due in {pause:.0f} s, and RETRY_BUDGET_SECONDS="
                 f"{self.settings.retry_budget_seconds:g} has {self.budget:.0f} s left: {RUN_LATER}"
                 + (f", or load the sample market: {SAMPLE_COMMAND}" if what == "page" else "")
             )
-        for line in failed:
-            log.warning("%s; trying again in %.0f s", line, pause)
+        log.warning("%s; trying again in %.0f s", failed, pause)
         self.budget -= pause
         self.sleep(pause)
 
@@ -387,7 +388,10 @@ class CoinGecko:
         except requests.ReadTimeout as error:
             raise RetryableError(f"no answer within {self.timeout:g} s") from error
         except (requests.RequestException, ValueError) as error:  # requests lets some errors of parsing through
-            raise RetryableError(f"no answer from {url} ({quote(root_cause(error))}), is the network up?") from error
+            cause = root_cause(error)
+            reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+            was_sent = not isinstance(cause, OSError) or isinstance(cause, ConnectionResetError)  # else: no network
+            raise RetryableError(f"no answer from {url} ({quote(reason)})", was_sent=was_sent) from error
         if key := self.settings.coingecko_api_key:  # whoever answers may send it back, and messages are cut anywhere
             body = body.replace(key.encode(), b"***")
         answer = None
@@ -409,14 +413,12 @@ class CoinGecko:
         if code in HINTS_BY_API_ERROR or 401 in (status, code):
             hint = HINTS_BY_API_ERROR.get(code, "check COINGECKO_API_KEY and COINGECKO_API_PLAN")
             raise DataError(f"CoinGecko refused the call ({answered}): {hint}")
-        if 300 <= status < 400:
-            raise DataError(f"CoinGecko redirects ({answered}): set COINGECKO_BASE_URL to where it leads")
         if status == 404:
             raise NotFoundError(f"CoinGecko does not know it ({answered}): check COINGECKO_BASE_URL")
         if 403 in (status, code):
             raise RetryableError(answered, is_refusal=True)
-        if 400 <= status < 500 and status not in (408, 429):
-            raise DataError(f"CoinGecko rejected the call ({answered}): check COINGECKO_BASE_URL")
+        if 300 <= status < 500 and status not in (408, 429):
+            raise DataError(f"CoinGecko rejected the call ({answered}): set COINGECKO_BASE_URL to its own address")
         raise RetryableError(answered, retry_after=to_seconds(response.headers.get("Retry-After", "")))
 
 
@@ -451,11 +453,11 @@ def to_seconds(retry_after: str) -> float:
     return 0.0
 
 
-def root_cause(error: BaseException) -> str:
+def root_cause(error: BaseException) -> BaseException:
     """The innermost error of a chain of exceptions, the one that tells what happened."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return error
 
 
 def fetch_coins(api: CoinGecko, limit: int | None) -> list:
@@ -524,8 +526,8 @@ def fetch_snapshot(settings: Settings, api: CoinGecko, now: datetime, keep: bool
             path = write_snapshot(folder, now, timestamp, coins)
             log.info("raw snapshot kept in %s", path)
         except OSError as error:
-            hint = "free disk space or change SNAPSHOT_DIR"
-            log.warning("the raw snapshot cannot be kept in %s (%s): %s", folder, error.strerror, hint)
+            where = f"{folder} ({error.strerror})"
+            log.warning("the raw snapshot cannot be kept in %s: free disk space or change SNAPSHOT_DIR", where)
     return Snapshot(timestamp, coins, path, api.calls)
 
 
@@ -938,8 +940,7 @@ def run_script(parser: Parser, argv: list[str] | None, run: Run, requirements: s
         script_log.error("%s", error, exc_info=script_log.isEnabledFor(logging.DEBUG))
         return error.exit_code
     except ModuleNotFoundError as error:
-        install = f"{sys.executable} -m pip install -r {requirements}"
-        script_log.error("the Python module %s is missing: %s", error.name, install)
+        script_log.error("the module %s is missing: %s -m pip install -r %s", error.name, sys.executable, requirements)
         return ConfigError.exit_code
     except KeyboardInterrupt as error:
         by, exit_code = ("SIGTERM", 143) if isinstance(error, Terminated) else ("Ctrl-C", 130)
@@ -966,8 +967,7 @@ def print_result(text: str) -> None:
         print(text, flush=True)
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EINVAL):  # EINVAL is a closed pipe on Windows
-            hint = "free disk space, or send it elsewhere"
-            raise PipelineError(f"the result cannot be written ({error.strerror}): {hint}") from error
+            raise PipelineError(f"the result cannot be written ({error.strerror}): free disk space") from error
 
 
 def say(options: Namespace, line: str) -> None:

@@ -268,6 +268,16 @@ def test_a_failure_that_will_not_pass_is_not_tried_again(market: responses.Reque
     assert len(market.calls) == 1
 
 
+def test_calls_without_a_network_do_not_wait_for_the_rate_limit(clock: Clock):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+
+        with pytest.raises(DataError, match=r"page 1: no answer from .* \('Connection refused'\) \(and 3 more\)"):
+            fetch(clock, 1000, COINGECKO_BASE_URL=url, RETRY_BUDGET_SECONDS="100")
+    assert clock.waits == [1, 2, 4, 8, 16, 32]
+
+
 def test_an_unexplained_403_is_asked_again_twice(market: responses.RequestsMock, clock: Clock):
     market.get(MARKETS, status=403, json=FORBIDDEN)
 
