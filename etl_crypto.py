@@ -612,7 +612,7 @@ def prune_snapshots(settings: Settings) -> None:
     if not folder:
         return
     with suppress(OSError):
-        for path in folder.rglob("*.tmp"):  # of runs that were killed
+        for path in (*folder.glob("*.tmp"), *folder.glob("history/*.tmp")):  # of runs that were killed
             if UNFINISHED_NAME.fullmatch(path.name) and path.lstat().st_mtime < time.time() - 3600:
                 path.unlink()
     paths = [path for path in folder.glob(f"*{LOADED}") if LOADED_NAME.fullmatch(path.name) and not path.is_symlink()]
