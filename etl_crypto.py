@@ -39,7 +39,7 @@ from io import StringIO
 from ipaddress import ip_address
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 from sql.connection import Database, PipelineError, Server, defer_signals, join_quoted, quote
@@ -47,8 +47,7 @@ from sql.crypto_prices import FIGURES, TEXT_LENGTHS, open_database, read_recent_
 
 PROJECT_DIR = Path(__file__).resolve().parent
 log = logging.getLogger("etl_crypto")
-Key = TypeVar("Key")
-Fetch = Callable[[Key], Any]
+Fetch = Callable[[Any], Any]  # one call of the API, for a page or a coin
 
 
 class ConfigError(PipelineError):
@@ -292,10 +291,11 @@ class CoinGecko:
             self.session.headers[f"x-cg-{settings.coingecko_api_plan}-api-key"] = settings.coingecko_api_key
 
     def close(self) -> None:
-        self.threads.shutdown(wait=False, cancel_futures=True)
-        self.session.close()
+        with defer_signals():  # what a handler raises in a finalizer, as urllib3 has for its connections, is lost
+            self.threads.shutdown(wait=False, cancel_futures=True)
+            self.session.close()
 
-    def fetch_each(self, what: str, fetch: Fetch, keys: Iterable[Key]) -> Iterator[tuple[Key, Any]]:
+    def fetch_each(self, what: str, fetch: Fetch, keys: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         """Each of `keys`, in order, with what `fetch(key)`, one call, answers; four at a time.
 
         Transient failures are retried as long as the budget lasts. Raises DataError for any other failure. `what` names
@@ -303,10 +303,10 @@ class CoinGecko:
         """
         keys = iter(keys)
         while wave := list(islice(keys, CALLS_IN_FLIGHT)):
-            answers: dict[Key, Any] = {}
+            answers: dict[Any, Any] = {}
             failures = refusals = 0
             while missing := [key for key in wave if key not in answers]:
-                problems: dict[Key, RetryableError] = {}
+                problems: dict[Any, RetryableError] = {}
                 for key, call in zip(missing, self.call_all(fetch, missing), strict=True):
                     try:
                         answers[key] = call.result(timeout=0)
@@ -320,7 +320,7 @@ class CoinGecko:
                     failures = min(failures + 1, 9)  # more make no difference
             yield from ((key, answers[key]) for key in wave)
 
-    def call_all(self, fetch: Fetch, keys: list[Key]) -> Iterator[Future]:
+    def call_all(self, fetch: Fetch, keys: list[Any]) -> Iterator[Future]:
         """One call for each of `keys`, in parallel as far as the rate limit allows; one that is not done timed out."""
         while keys:
             allowed = self.wait_for_rate()
@@ -492,8 +492,8 @@ def fetch_coins(api: CoinGecko, limit: int | None) -> list:
 # -------------------------------------------------------------------------------------------- raw snapshots on disk
 
 PENDING, LOADED, REJECTED = ".pending.json.gz", ".json.gz", ".rejected.jsonl"
-LOADED_NAME = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ(_\d+)?\.json\.gz")
-UNFINISHED_NAME = re.compile(r".+\.(json\.gz|jsonl)\.\w+\.tmp")
+LOADED_RE = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ(_\d+)?\.json\.gz")
+UNFINISHED_RE = re.compile(r".+\.(json\.gz|jsonl)\.\w+\.tmp")
 FILE_TIME = "%Y-%m-%dT%H-%M-%SZ"
 EPOCH = datetime(1970, 1, 1)  # times are naive UTC throughout, as DATETIME columns are
 
@@ -613,9 +613,9 @@ def prune_snapshots(settings: Settings) -> None:
         return
     with suppress(OSError):
         for path in (*folder.glob("*.tmp"), *folder.glob("history/*.tmp")):  # of runs that were killed
-            if UNFINISHED_NAME.fullmatch(path.name) and path.lstat().st_mtime < time.time() - 3600:
+            if UNFINISHED_RE.fullmatch(path.name) and path.lstat().st_mtime < time.time() - 3600:
                 path.unlink()
-    paths = [path for path in folder.glob(f"*{LOADED}") if LOADED_NAME.fullmatch(path.name) and not path.is_symlink()]
+    paths = [path for path in folder.glob(f"*{LOADED}") if LOADED_RE.fullmatch(path.name) and not path.is_symlink()]
     loaded = sorted(paths)
     for path in loaded[: max(len(loaded) - settings.snapshot_keep, 0)]:
         with suppress(OSError):

@@ -107,13 +107,12 @@ def describe_snapshot(batch: Batch | None, settings: Settings) -> Iterator[str]:
     """Time, coins and market cap of a snapshot, in all and by tier; nothing when there is none."""
     if batch is None:
         return
-    with defer_signals():
+    with defer_signals():  # pandas imports more of itself when it is first used
         import pandas as pd
 
-    market_cap = COLUMNS.index("market_cap")
-    caps = pd.Series([row[market_cap] for row in batch.rows], dtype="float64")
-    by_tier = caps.groupby(segment_and_load.assign_tiers(caps, settings), observed=False)
-    total, coins, totals = float(caps.sum()), by_tier.size(), by_tier.sum()
+        caps = pd.Series([row[COLUMNS.index("market_cap")] for row in batch.rows], dtype="float64")
+        by_tier = caps.groupby(segment_and_load.assign_tiers(caps, settings), observed=False)
+        total, coins, totals = float(caps.sum()), by_tier.size().to_dict(), by_tier.sum().to_dict()
     yield f"snapshot {batch.timestamp:%Y-%m-%d %H:%M} UTC: {len(caps):,} coins, total market cap {dollars(total)}"
     for tier in segment_and_load.TIERS:
         share = f"{totals[tier] / total:6.1%}" if total else ""
