@@ -133,6 +133,17 @@ def test_no_minute_has_more_calls_than_the_limit(api: StubCoinGecko, clock: Cloc
     assert max(sum(start <= call < start + 60 for call in calls) for start in calls) <= limit
 
 
+def test_a_call_counts_for_a_whole_minute(api: StubCoinGecko, clock: Clock):
+    with closing(
+        CoinGecko(make_settings(COINGECKO_BASE_URL=api.url, REQUESTS_PER_MINUTE="2"), clock.sleep, clock)
+    ) as coingecko:
+        for passed in (0, 59.5):
+            clock.now += passed
+            assert len(list(coingecko.fetch_each("page", coingecko.fetch_page, [1, 2]))) == 2
+
+    assert clock.waits == [0.5]
+
+
 def test_a_burst_below_the_limit_does_not_wait(api: StubCoinGecko, clock: Clock):
     api.coins = make_coins(1250)
 
