@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Database, Scripts, last_line, make_coin, make_coins, one_line_error
+from tests.conftest import Database, Scripts, last_line, make_coin, make_coins, one_line_error, posix_only
 from tests.stub_coingecko import SAMPLE_FILES, StubCoinGecko, read_sample
 
 if sys.platform == "linux":
@@ -157,6 +157,22 @@ def test_a_link_under_a_name_that_is_written_or_pruned_is_not_followed(
     assert victim.read_text() == "mine"
     assert victim.stat().st_mode & 0o777 == 0o400
     assert [path for path in planted if path.suffix == ".gz" and not path.is_symlink()] == []
+
+
+@posix_only
+def test_the_text_behind_a_link_is_not_copied_among_the_rejected_rows(scripts: Scripts, tmp_path: Path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    scripts.snapshots.mkdir()
+    planted = scripts.snapshots / "2025-03-14T23-59-00Z.rejected.jsonl"
+    planted.symlink_to(victim)
+    plain = tmp_path / "plain.json"
+    plain.write_text(json.dumps([make_coin(1), make_coin(2, current_price="?")]), encoding="utf-8")
+
+    assert scripts.pipeline("--replay", plain).returncode == 0
+    assert not planted.is_symlink()
+    assert len(planted.read_text(encoding="utf-8").splitlines()) == 1
+    assert victim.read_text() == "mine"
 
 
 def test_no_snapshot_dir_keeps_nothing_and_loads_all(scripts: Scripts, database: Database, tmp_path: Path):
