@@ -1,7 +1,4 @@
-"""The connection to MySQL or MariaDB: sessions, transactions that are retried, and errors in one line with a hint.
-
-It reads neither .env nor the command line.
-"""
+"""The connection to MySQL or MariaDB: sessions, transactions that are retried, and errors in one line with a hint."""
 
 from __future__ import annotations
 
@@ -14,11 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-
-# The connector is imported where it is used: --help and a bad setting answer at once.
-if TYPE_CHECKING:
-    from mysql.connector.abstracts import MySQLConnectionAbstract as Connection
+from typing import Any, NamedTuple, TypeVar
 
 log = logging.getLogger("sql")
 Result = TypeVar("Result")
@@ -72,8 +65,8 @@ OTHER_TABLE = (
     " sql/crypto_prices.sql and sql/accounts.sql, see README.md"
 )
 HINTS = {
-    NO_SERVER: "no MySQL server answers at {server}: start it, or check MYSQL_HOST and MYSQL_PORT (without a server of"
-    " your own: bash sql/local_mysql.sh python pipeline_orchestrator.py)",
+    NO_SERVER: "no MySQL server answers at {server}: start it, or check MYSQL_HOST and MYSQL_PORT (or use a server of"
+    " this project's own: bash sql/local_mysql.sh python pipeline_orchestrator.py)",
     LOST: "the connection to MySQL at {server} was lost: check that the server is up, then run again",
     LOCKED: "other sessions hold locks on {database}.crypto_prices or its rows: end them, then run again",
     NO_TLS: "no trusted TLS connection to {server} ({error}): check MYSQL_SSL_CA, and that MYSQL_HOST is the name in"
@@ -164,19 +157,16 @@ def defer_signals() -> Iterator[None]:
             signal.raise_signal(caught[0])
 
 
-def connect(server: Server) -> Connection:
+def connect(server: Server) -> Any:
     """An open session with every setting that the figures depend on. Raises one of mysql_errors()."""
-    import mysql.connector
+    import mysql.connector  # here, as everywhere in this file: --help and a bad setting answer at once
 
+    account = {name: getattr(server, name) for name in ("host", "port", "database", "user", "password")}
     tls = {}
     if server.ssl_ca:  # the CA alone would verify nothing
         tls = {"ssl_ca": str(server.ssl_ca), "ssl_verify_cert": True, "ssl_verify_identity": True}
     return mysql.connector.connect(
-        host=server.host,
-        port=server.port,
-        database=server.database,
-        user=server.user,
-        password=server.password,
+        **account,
         connection_timeout=10,
         read_timeout=ANSWER_TIMEOUT,
         write_timeout=ANSWER_TIMEOUT,
@@ -211,14 +201,13 @@ class Database:
     def __init__(self, server: Server, lock: Lock | None = None, lock_timeout: float = 0) -> None:
         self.server = server
         self.lock = lock
-        self.connection: Connection | None = None
+        self.connection: Any = None
         self._retry(self._ensure_open, lock_timeout, transient=())
 
     def transaction(self, work: Callable[[Any], Result]) -> Result:
         """What `work(cursor)` returns. Commit on success, roll back and re-raise on error: the one place that commits.
 
-        What may pass (a deadlock, a lock wait, a lost connection) is retried for RETRY_SECONDS, so `work` must be
-        idempotent.
+        A deadlock, a lock wait and a lost connection are retried for RETRY_SECONDS: `work` must be idempotent.
         """
 
         def attempt() -> Result:
@@ -252,13 +241,17 @@ class Database:
         if self.connection and self.connection.is_connected():
             return
         self.close()
-        connection = connect(self.server)
-        if self.lock and not take_lock(connection, self.lock, self.server.database):
-            connection.close()
-            raise AlreadyRunningError(
-                f"another {self.lock.activity} {self.server.database} at {self.server.host}:{self.server.port}:"
-                " wait until it has ended, then run again"
-            )
+        connection, where = connect(self.server), self.server
+        if self.lock:
+            # Its name is server-wide and has at most 64 characters, as many as a database's alone may have.
+            name = f"{self.lock.name}.{where.database}"
+            name = name if len(name) <= 64 else f"{self.lock.name}.{sha256(name.encode()).hexdigest()[:40]}"
+            cursor = connection.cursor()
+            cursor.execute("SELECT GET_LOCK(%s, 0)", (name,))
+            if cursor.fetchall() != [(1,)]:
+                connection.close()
+                busy = f"another {self.lock.activity} {where.database} at {where.host}:{where.port}"
+                raise AlreadyRunningError(f"{busy}: wait until it has ended, then run again")
         self.connection = connection
 
     def _retry(self, step: Callable[[], Result], timeout: float, transient: tuple[int, ...]) -> Result:
@@ -285,13 +278,3 @@ class Database:
                 log.warning("retrying for up to %.0f s: %s", timeout, warned)
             time.sleep(min(0.5 * failures, 2))  # the first at once: a deadlock's winner has finished by then
             failures += 1
-
-
-def take_lock(connection: Connection, lock: Lock, database: str) -> bool:
-    """Take `lock` if no other session holds it; MySQL frees it when the session ends, however it ends."""
-    # A lock is server-wide and its name has at most 64 characters, as many as a database's alone may have.
-    name = f"{lock.name}.{database}"
-    name = name if len(name) <= 64 else f"{lock.name}.{sha256(name.encode()).hexdigest()[:40]}"
-    cursor = connection.cursor()
-    cursor.execute("SELECT GET_LOCK(%s, 0)", (name,))
-    return cursor.fetchall() == [(1,)]
