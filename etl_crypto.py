@@ -30,20 +30,21 @@ from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import Field, dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import partial
 from io import StringIO
 from ipaddress import ip_address
-from itertools import count, islice
+from itertools import chain, count, islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
-from sql.connection import Database, PipelineError, Server, defer_signals, join_quoted, quote
-from sql.crypto_prices import FIGURES, TEXT_LENGTHS, open_database, read_recent_sizes, upsert
+from sql import crypto_prices
+from sql.connection import Database, DatabaseError, PipelineError, Server, defer_signals, join_quoted, quote
+from sql.crypto_prices import COLUMNS, FIGURES, TEXT_LENGTHS, open_database
 
 PROJECT_DIR = Path(__file__).resolve().parent
 log = logging.getLogger("etl_crypto")
@@ -137,6 +138,7 @@ class Settings:
     snapshot_minutes: int = setting("1", to_number, int, 1, 525_600)
     snapshot_dir: Path | None = setting("snapshots", or_none, to_path)  # noqa: RUF009 - None: no raw snapshots
     snapshot_keep: int = setting("100", to_number, int, 0, 1_000_000)
+    retention_days: int | None = setting("", or_none, partial(to_number, int, 1, 36_500))  # None: for ever
     tier_large_cap_min: float = setting("10e9", to_number, float, 1e-9, 1e300)  # USD
     tier_mid_cap_min: float = setting("1e9", to_number, float, 1e-9, 1e300)
     tier_small_cap_min: float = setting("100e6", to_number, float, 1e-9, 1e300)
@@ -236,6 +238,38 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
+# ----------------------------------------------------------------------------------------------------------- times
+
+EPOCH = datetime(1970, 1, 1)  # times are naive UTC throughout, as DATETIME columns are
+TIME = "%Y-%m-%d %H:%M:%S"  # in messages
+MINUTES_PER_DAY = 1_440
+CLOCK_TOLERANCE = timedelta(minutes=5)
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def future() -> datetime:
+    """What is dated from here on (UTC, naive) lies in the future; a little before may be another machine's clock."""
+    return utc_now() + CLOCK_TOLERANCE
+
+
+def floor_time(moment: datetime, minutes: int) -> datetime:
+    """`moment` (UTC, naive) floored to a multiple of `minutes`."""
+    return moment - (moment - EPOCH) % timedelta(minutes=minutes)
+
+
+def duration(minutes: float) -> str:
+    """`minutes` as 12 min, 3 h 20 min or 4 d 2 h."""
+    whole = int(minutes)
+    if whole < 60:
+        return f"{whole} min"
+    if whole < 2 * MINUTES_PER_DAY:
+        return f"{whole // 60} h {whole % 60} min"
+    return f"{whole // MINUTES_PER_DAY} d {whole % MINUTES_PER_DAY // 60} h"
+
+
 # ------------------------------------------------------------------------------------------------- fetch: CoinGecko
 
 PER_PAGE = 250  # its largest page; the same for every page, or page 2 would not begin where page 1 ended
@@ -268,9 +302,18 @@ class RetryableError(Exception):
 
 
 class CoinGecko:
-    """The API, under one run's rate limit and retry budget. `sleep` and `clock` are in seconds. To be closed."""
+    """The API, under one run's rate limit and retry budget. `sleep` and `clock` are in seconds. To be closed.
 
-    def __init__(self, settings: Settings, sleep: Callable = time.sleep, clock: Callable = time.monotonic) -> None:
+    With `any_time`, a machine whose clock is wrong is warned of and not refused.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        sleep: Callable = time.sleep,
+        clock: Callable = time.monotonic,
+        any_time: bool = False,
+    ) -> None:
         with defer_signals():
             import requests  # here, as other large packages elsewhere: --help and a bad setting answer at once
 
@@ -279,6 +322,8 @@ class CoinGecko:
         self.clock = clock
         self.timeout = settings.http_timeout_seconds  # for a whole answer
         self.budget = settings.retry_budget_seconds
+        self.any_time = any_time
+        self.time_is_checked = False
         self.calls = 0
         self.answered: deque[float] = deque()  # when the calls of the last minute were answered
         # More threads than calls: one whose answer trickles in keeps its thread after its time is up.
@@ -345,7 +390,7 @@ class CoinGecko:
                 return limit - len(self.answered)
             pause = max(self.answered[0] + 60 - self.clock(), 0.01)
             if pause > 1:
-                log.info("%d calls in a minute, the most allowed: waiting %.0f s", limit, pause)
+                log.info("%d calls made, %d a minute are allowed: waiting %.0f s", self.calls, limit, pause)
             self.sleep(pause)
 
     def wait_to_retry(self, what: str, problems: dict[Any, RetryableError], failures: int, refusals: int) -> None:
@@ -381,6 +426,7 @@ class CoinGecko:
         try:
             # no redirect is followed: requests would take the key along
             with self.session.get(url + path, timeout=self.timeout, allow_redirects=False, stream=True) as response:
+                self.check_time(response.headers)
                 for chunk in response.iter_content(65_536):
                     body += chunk
                     if len(body) > MAX_ANSWER_BYTES:
@@ -402,6 +448,22 @@ class CoinGecko:
                 raise RetryableError(f"status 200, yet no JSON: {quote(body[:200].decode(errors='replace'))}") from None
         self.check(response, answer)
         return answer
+
+    def check_time(self, headers: Mapping[str, str]) -> None:
+        """Raise DataError when this machine's clock is wrong, by the first answer: it dates the snapshots."""
+        here, there = utc_now(), to_date(headers.get("Date", ""))
+        if self.time_is_checked or not there:
+            return
+        with suppress(ValueError, OverflowError):  # the seconds that it lay in a cache
+            there += timedelta(seconds=max(int(headers.get("Age", "")), 0))
+        minutes = abs(here - there) / timedelta(minutes=1)
+        if minutes > CLOCK_TOLERANCE / timedelta(minutes=1):
+            apart = f"{duration(minutes)} {'ahead of' if here > there else 'behind'} CoinGecko's"
+            problem = f"this machine's clock is {apart}: set it ({here:{TIME}} UTC here, {there:{TIME}} UTC there)"
+            if not self.any_time:
+                raise DataError(f"{problem}, or use --force; nothing was written")
+            log.warning("%s; --force goes on with the time here", problem)
+        self.time_is_checked = True
 
     def check(self, response: Any, answer: Any) -> None:
         """Raise RetryableError or DataError for an answer that is an error, by its status or by its body."""
@@ -447,10 +509,16 @@ def to_seconds(retry_after: str) -> float:
     with suppress(ValueError):
         seconds = float(retry_after)
         return seconds if 0 < seconds < math.inf else 0.0
+    date = to_date(retry_after)
+    return max((date - utc_now()).total_seconds(), 0.0) if date else 0.0
+
+
+def to_date(http_date: str) -> datetime | None:
+    """The time (UTC, naive) of a header such as Date; None for what is no time."""
     with suppress(ValueError, OverflowError):
-        date = parsedate_to_datetime(retry_after)
-        return max((date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds(), 0.0)
-    return 0.0
+        date = parsedate_to_datetime(http_date)
+        return date.astimezone(UTC).replace(tzinfo=None) if date.tzinfo else date
+    return None
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -460,33 +528,62 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def fetch_coins(api: CoinGecko, limit: int | None) -> list:
+def fetch_coins(api: CoinGecko, limit: int | None) -> tuple[list, str]:
     """The market's first `limit` distinct coins (None: all), as sent, in the order of the pages, repeats included.
 
-    A coin comes twice when the ranking moves between two calls. A page without a new one ends the list; an empty page
-    is requested again first.
+    And what shows that the answer is broken, if anything does. Raises DataError.
     """
-    coins: list = []
-    seen: dict[str, int] = {}  # each coin, and the length of the list with its first row
-    page = 0
-    while limit is None or len(seen) < limit:
+    pages = fetch_pages(api, limit)
+    coins = list(chain.from_iterable(pages))
+    seen: set[str] = set()
+    for position, coin in enumerate(coins, 1):
+        seen |= to_ids([coin])
+        if len(seen) == limit:
+            return coins[:position], find_problem(pages)
+    return coins, find_problem(pages)
+
+
+def fetch_pages(api: CoinGecko, limit: int | None) -> list[list]:
+    """The first pages, as many as hold `limit` distinct coins, and the one after a short page.
+
+    A coin comes twice when the ranking moves between two calls. A page of fewer than PER_PAGE rows is requested again;
+    when it stays short, it is the last one if the next is empty. A page without a new coin ends the list, too.
+    """
+    pages: list[list] = []
+    seen: set[str] = set()
+    was_short = False
+    while was_short or limit is None or len(seen) < limit:
         # so many pages hold no more than what is missing: none is asked for in vain, unless the list ends
-        pages = count(1) if limit is None else range(page + 1, page + 1 + math.ceil((limit - len(seen)) / PER_PAGE))
-        for page, answer in api.fetch_each("page", api.fetch_page, pages):
-            if not answer:
-                [(_, answer)] = api.fetch_each("page", api.fetch_page, [page])
-            known = len(seen)
-            for coin in answer:
-                coins.append(coin)
-                if isinstance(coin, dict) and isinstance(coin.get("id"), str):
-                    seen.setdefault(coin["id"], len(coins))
-            if len(seen) == known:
-                log.info("page %d has no new coin: the list ends with %d coins", page, known)
-                return coins
-            if page % 10 == 0:
-                log.info("pages 1 to %d: %d coins", page, len(seen))
-    log.info("pages 1 to %d: %d coins", page, len(seen))
-    return coins[: list(seen.values())[limit - 1]]
+        missing = limit and max(math.ceil((limit - len(seen)) / PER_PAGE), 1)
+        for page, answer in api.fetch_each("page", api.fetch_page, islice(count(len(pages) + 1), missing)):
+            if len(answer) < PER_PAGE and (answer or not was_short):
+                [(_, again)] = api.fetch_each("page", api.fetch_page, [page])
+                answer = max(answer, again, key=len)
+            new, is_short = to_ids(answer) - seen, len(answer) < PER_PAGE
+            pages.append(answer)
+            seen |= new
+            if not new and (was_short or not is_short):
+                return pages
+            was_short = is_short
+        log.info("pages 1 to %d: %d coins", len(pages), len(seen))
+    return pages
+
+
+def find_problem(pages: list[list]) -> str:
+    """What shows that a page is broken; "" if nothing does. One that another page follows has PER_PAGE rows."""
+    seen: set[str] = set()
+    for page, (answer, following) in enumerate(pairwise([*pages, []]), 1):
+        if len(answer) < PER_PAGE and following:
+            return f"page {page} has {len(answer)} rows and not {PER_PAGE}, though page {page + 1} follows"
+        if len(answer) >= PER_PAGE and to_ids(answer) <= seen:
+            return f"page {page} has no coin that the pages before it have not"
+        seen |= to_ids(answer)
+    return ""
+
+
+def to_ids(coins: Iterable[Any]) -> set[str]:
+    """The ids in what may be coins."""
+    return {coin["id"] for coin in coins if isinstance(coin, dict) and isinstance(coin.get("id"), str)}
 
 
 # -------------------------------------------------------------------------------------------- raw snapshots on disk
@@ -495,7 +592,6 @@ PENDING, LOADED, REJECTED = ".pending.json.gz", ".json.gz", ".rejected.jsonl"
 LOADED_RE = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ(_\d+)?\.json\.gz")
 UNFINISHED_RE = re.compile(r".+\.(json\.gz|jsonl)\.\w+\.tmp")
 FILE_TIME = "%Y-%m-%dT%H-%M-%SZ"
-EPOCH = datetime(1970, 1, 1)  # times are naive UTC throughout, as DATETIME columns are
 
 
 class Snapshot(NamedTuple):
@@ -505,33 +601,26 @@ class Snapshot(NamedTuple):
     coins: list  # as CoinGecko sent them; anything may be in it
     path: Path | None  # the file that it is kept in, or was read from
     calls: int = 0  # of the API
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC).replace(tzinfo=None)
-
-
-def floor_time(moment: datetime, minutes: int) -> datetime:
-    """`moment` (UTC, naive) floored to a multiple of `minutes`."""
-    return moment - (moment - EPOCH) % timedelta(minutes=minutes)
+    is_whole: bool = True  # it replaces what the table has of its time; a plain list only adds and updates
+    problem: str = ""  # what shows that the answer is broken
 
 
 def fetch_snapshot(settings: Settings, api: CoinGecko, now: datetime, keep: bool) -> Snapshot:
     """The market from CoinGecko, taken at `now` (UTC, naive); with `keep`, it is on disk first."""
     timestamp = floor_time(now, settings.snapshot_minutes)
-    coins = fetch_coins(api, settings.coin_limit)
+    coins, problem = fetch_coins(api, settings.coin_limit)
     folder, path = settings.snapshot_dir, None
     if keep and coins and folder:
         try:
-            path = write_snapshot(folder, now, timestamp, coins)
+            path = write_snapshot(folder, now, timestamp, coins, problem)
             log.info("raw snapshot kept in %s", path)
         except OSError as error:
             where = f"{folder} ({error.strerror})"
             log.warning("the raw snapshot cannot be kept in %s: free disk space or change SNAPSHOT_DIR", where)
-    return Snapshot(timestamp, coins, path, api.calls)
+    return Snapshot(timestamp, coins, path, api.calls, problem=problem)
 
 
-def write_snapshot(folder: Path, now: datetime, timestamp: datetime, coins: list) -> Path:
+def write_snapshot(folder: Path, now: datetime, timestamp: datetime, coins: list, problem: str) -> Path:
     """Keep a raw snapshot in `folder` as pending, under a name not taken yet. Raises OSError."""
     stem = now.strftime(FILE_TIME)
     for number in count(2):
@@ -539,7 +628,8 @@ def write_snapshot(folder: Path, now: datetime, timestamp: datetime, coins: list
             break
         stem = f"{now:{FILE_TIME}}_{number}"  # another pipeline of the same second
     path = folder / f"{stem}{PENDING}"
-    write_json(path, {"timestamp": f"{timestamp.isoformat()}Z", "coins": coins})
+    answer = {"timestamp": f"{timestamp.isoformat()}Z", "coins": coins}
+    write_json(path, answer | {"problem": problem} if problem else answer)
     return path
 
 
@@ -572,27 +662,39 @@ def read_json(path: Path) -> Any:
         raise DataError(f"cannot read JSON or gzip ({problem}): correct the path or leave it out") from error
 
 
-def read_snapshot(settings: Settings, path: Path) -> Snapshot:
-    """A raw snapshot, or a plain list as /coins/markets answers it. Raises DataError, which leaves the path out."""
+def read_snapshot(settings: Settings, path: Path, is_forced: bool) -> Snapshot:
+    """A raw snapshot, or a plain list as /coins/markets answers it. Raises DataError, which leaves the path out.
+
+    A plain list is dated by its newest last_updated; times in the future are for `is_forced` alone.
+    """
     if path.name.endswith(PENDING) and not os.path.lexists(path):  # loaded by now
         path = path.with_name(path.name.removesuffix(PENDING) + LOADED)
     answer = read_json(path)
     if isinstance(answer, dict) and isinstance(answer.get("coins"), list):
-        coins, times, minutes = answer["coins"], [to_time(answer.get("timestamp"))], None
+        coins, dates, problem = answer["coins"], [answer.get("timestamp")], str(answer.get("problem") or "")[:200]
     elif isinstance(answer, list):
-        coins, minutes = answer, settings.snapshot_minutes
-        times = [to_time(coin.get("last_updated")) for coin in coins if isinstance(coin, dict)]
+        coins, problem = answer, ""
+        dates = [coin.get("last_updated") for coin in coins if isinstance(coin, dict)]
     else:
         raise DataError("it holds no list of coins: give a raw snapshot, or an answer of /coins/markets")
-    newest = max(filter(None, times), default=None)
     if not coins:
         raise DataError("it holds no coin: leave it out")
-    if not newest:
+    newest, is_whole = to_newest(dates, is_forced), answer is not coins
+    timestamp = newest.replace(microsecond=0) if is_whole else floor_time(newest, settings.snapshot_minutes)
+    if timestamp >= future():
+        log.warning("%s is dated %s UTC, in the future: it is left aside until then", path, timestamp)
+    return Snapshot(timestamp, coins, path, is_whole=is_whole, problem=problem)
+
+
+def to_newest(dates: list[Any], is_forced: bool) -> datetime:
+    """The newest time in `dates` that is not in the future, or for `is_forced`, the newest. Raises DataError."""
+    times = [time for time in map(to_time, dates) if time]
+    if not times:
         raise DataError("it has no timestamp, nor last_updated in a plain list, that is a time: add it, in UTC")
-    timestamp = floor_time(newest, minutes) if minutes else newest.replace(microsecond=0)
-    if timestamp > utc_now() + timedelta(days=1):
-        log.warning("%s is dated %s, in the future: it will be taken for the newest snapshot", path, timestamp)
-    return Snapshot(timestamp, coins, path)
+    past = [time for time in times if time < future()]
+    if not past and not is_forced:
+        raise DataError(f"it is dated {max(times):{TIME}} UTC, in the future: correct its time, or use --force")
+    return max(past or times)
 
 
 def mark_loaded(settings: Settings, path: Path | None) -> None:
@@ -642,8 +744,10 @@ class Batch(NamedTuple):
     timestamp: datetime  # UTC
     rows: list[tuple]  # in the order of sql.crypto_prices.COLUMNS, one per coin, by coin_id
     rejected: list[tuple[str, Any]]  # the reason, and the row as sent
-    path: Path | None  # as in Snapshot
+    path: Path | None  # this and the others as in Snapshot
     calls: int
+    is_whole: bool
+    problem: str
 
 
 def to_time(value: Any) -> datetime | None:
@@ -720,12 +824,13 @@ def transform(snapshot: Snapshot) -> Batch:
     if undated:
         log.warning("last_updated of %d coins is no time and becomes NULL: %s", len(undated), join_quoted(undated))
     sorted_rows = [rows[coin_id] for coin_id in sorted(rows)]
-    return Batch(snapshot.timestamp, sorted_rows, list(rejected.values()), snapshot.path, snapshot.calls)
+    return Batch(snapshot.timestamp, sorted_rows, list(rejected.values()), *snapshot[2:])
 
 
 # ---------------------------------------------------------------------------------------------------------- checks
 
-MAX_REJECTED_SHARE, MIN_REJECTED_ROWS, MIN_COMPLETE_SHARE = 0.05, 5, 0.9
+MAX_REJECTED_SHARE, MIN_REJECTED_ROWS, MIN_COMPLETE_SHARE, MAX_MISSING_SHARE = 0.05, 5, 0.9, 0.05
+COIN_ID, MARKET_CAP = COLUMNS.index("coin_id"), COLUMNS.index("market_cap")
 STALE_AFTER = timedelta(minutes=15)
 REJECTED_ROWS_LOGGED = 100
 
@@ -751,24 +856,70 @@ def keep_rejected(settings: Settings, options: Namespace, batch: Batch) -> None:
     log.warning("%d rows rejected%s", len(batch.rejected), where)
 
 
-def check_rejected_share(batch: Batch, options: Namespace) -> None:
-    """Raise DataError for a batch without a row, or (without --force) with too many that were rejected."""
+def check_usable(batch: Batch, options: Namespace) -> None:
+    """Raise DataError for a batch without a row, or (without --force) a broken one or one with many rejected rows."""
     rejected, received = len(batch.rejected), len(batch.rejected) + len(batch.rows)
     share = f"{rejected} of the {received} coins of {batch.timestamp} UTC are unusable, so nothing was written"
     if not batch.rows:
         raise DataError(f"{share if rejected else 'the list of coins is empty, so nothing was written'}: {RUN_LATER}")
-    if not options.force and rejected >= MIN_REJECTED_ROWS and rejected > MAX_REJECTED_SHARE * received:
+    if batch.problem and options.force:
+        log.warning("CoinGecko's answer is broken, and loaded because of --force: %s", batch.problem)
+    if options.force:
+        return
+    if batch.problem:
+        broken = f"CoinGecko's answer is broken, so nothing was written: {batch.problem}"
+        raise DataError(f"{broken}; run again later, or load what came{replay_hint(batch, options, '--force')}")
+    if rejected >= MIN_REJECTED_ROWS and rejected > MAX_REJECTED_SHARE * received:
         raise DataError(f"{share}: run again later, or load the others{replay_hint(batch, options, '--force')}")
 
 
-def check_complete(settings: Settings, batch: Batch, recent_sizes: list[int]) -> None:
-    """Raise DataError for a list much shorter than those of the last snapshots."""
+def check_size(settings: Settings, batch: Batch, recent_sizes: list[int]) -> None:
+    """Raise DataError for a list much shorter than those of the last snapshots, and warn of one that is shorter."""
     largest, received = max(recent_sizes, default=0), len(batch.rejected) + len(batch.rows)
     expected = min(settings.coin_limit or largest, largest)
     if received < MIN_COMPLETE_SHARE * expected:
         raise DataError(
             f"the list ended early, so nothing was written: {received} coins came where {expected} were expected; run"
-            " again later, or use --force"
+            " again later, or use --force once"
+        )
+    if received < expected:
+        log.warning("%d coins came where %d were expected: %d are missing", received, expected, expected - received)
+    if not recent_sizes and settings.coin_limit and received < settings.coin_limit:
+        log.warning("the list ends with %d coins, before COIN_LIMIT=%d", received, settings.coin_limit)
+
+
+def check_missing(batch: Batch, newest: datetime, market_caps: dict[str, float]) -> None:
+    """Raise DataError when coins are missing that held much of the market cap of `newest`, the snapshot before.
+
+    `market_caps` (USD, by coin_id) are those of its COIN_LIMIT largest coins. A coin that may have fallen below the
+    limit does not count. A rejected one is not missing: it is kept, and a warning is enough.
+    """
+    loaded = {row[COIN_ID]: row[MARKET_CAP] or 0.0 for row in batch.rows}
+    smallest = min((market_cap for market_cap in loaded.values() if market_cap > 0), default=0.0)
+    absent = {coin for coin, market_cap in market_caps.items() if coin not in loaded and market_cap > 2 * smallest}
+    rejected = absent & to_ids(coin for _, coin in batch.rejected)
+
+    def held_much(coins: set[str]) -> str:
+        largest = sorted(coins, key=lambda coin: -market_caps[coin])
+        share = sum(market_caps[coin] for coin in coins) / sum(market_caps.values()) if coins else 0.0
+        held = f"held {share:.1%} of the market cap of {newest} UTC: {join_quoted(largest)}"
+        return held if share > MAX_MISSING_SHARE else ""
+
+    if held := held_much(rejected):
+        log.warning("rejected coins %s; the totals lack them", held)
+    if held := held_much(absent - rejected):
+        raise DataError(f"missing coins {held}; nothing was written: run again later, or use --force once")
+
+
+def warn_of_future(cursor: Any, options: Namespace) -> None:
+    """Warn of a newest snapshot in the future: readers take it for the newest until then."""
+    newest = crypto_prices.read_newest(cursor)
+    if newest and newest >= future():
+        log.warning(
+            "the newest snapshot, of %s UTC, lies in the future and is left aside: if this machine's clock is right,"
+            " delete it with: %s",
+            newest,
+            pipeline_command(options, "--delete-snapshot", f"{newest:{TIME}}"),
         )
 
 
@@ -780,14 +931,19 @@ def warn_if_stale(batch: Batch, now: datetime) -> None:
         log.warning("the newest figure is from %s: see https://status.coingecko.com", when)
 
 
+def pipeline_command(options: Namespace, *arguments: str) -> str:
+    """The command line that runs the pipeline with `arguments` and the settings of this run."""
+    env_file = ["--env-file", str(options.env_file)] if options.env_file else []
+    command = ["python", "pipeline_orchestrator.py", *env_file, *arguments]
+    return subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
+
+
 def replay_hint(batch: Batch, options: Namespace, *flags: str) -> str:
     """How to load a raw snapshot that was not loaded, for the end of a message."""
     if not batch.path:
         return f" with {' '.join(flags)}" if flags else ""
-    env_file = ["--env-file", str(options.env_file)] if options.env_file else []
-    command = ["python", "pipeline_orchestrator.py", *env_file, *flags, "--replay", str(batch.path)]
-    line = subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
-    return f"; the raw snapshot is kept, load it the way this run was started, with: {line}"
+    command = pipeline_command(options, *flags, "--replay", str(batch.path))
+    return f"; the raw snapshot is kept, load it the way this run was started, with: {command}"
 
 
 # ------------------------------------------------------------------------------------------------------------ load
@@ -805,12 +961,12 @@ def batches(settings: Settings, options: Namespace) -> Iterator[Batch]:
     def check(batch: Batch) -> Batch:
         if batch.rejected:
             keep_rejected(settings, options, batch)
-        check_rejected_share(batch, options)
+        check_usable(batch, options)
         return batch
 
     if not options.replay:
         now = utc_now()
-        with closing(CoinGecko(settings)) as api:
+        with closing(CoinGecko(settings, any_time=options.force)) as api:
             batch = transform(fetch_snapshot(settings, api, now, keep=not options.dry_run))
         warn_if_stale(batch, now)
         yield check(batch)
@@ -821,7 +977,7 @@ def batches(settings: Settings, options: Namespace) -> Iterator[Batch]:
     unusable = []
     for path in map(Path, paths):
         try:
-            batch = check(transform(read_snapshot(settings, path)))
+            batch = check(transform(read_snapshot(settings, path, options.force)))
         except DataError as error:
             log.error("%s: %s", path, error)
             unusable.append(path.name)
@@ -840,7 +996,7 @@ def load(settings: Settings, options: Namespace, database: Database, batch: Batc
     """
     try:
         if not options.replay and not options.force:
-            check_complete(settings, batch, database.transaction(read_recent_sizes))
+            database.transaction(partial(check_complete, settings=settings, batch=batch))
         database.transaction(lambda cursor: write(cursor, batch))
     except PipelineError as error:
         error.args = (f"{error}{replay_hint(batch, options)}",)
@@ -848,6 +1004,59 @@ def load(settings: Settings, options: Namespace, database: Database, batch: Batc
     mark_loaded(settings, batch.path)
     if not options.replay:
         prune_snapshots(settings)
+
+
+def check_complete(cursor: Any, settings: Settings, batch: Batch) -> None:
+    """Raise DataError when the table says that much of the market is missing. Snapshots in the future say nothing."""
+    check_size(settings, batch, crypto_prices.read_recent_sizes(cursor, future()))
+    newest = crypto_prices.read_newest(cursor, future())
+    if newest:
+        check_missing(batch, newest, crypto_prices.read_market_caps(cursor, newest, settings.coin_limit))
+
+
+def write_rows(cursor: Any, batch: Batch) -> None:
+    """Write a batch without its tiers: a whole snapshot in place of what the table has of its time."""
+    if batch.is_whole:
+        crypto_prices.replace_snapshot(cursor, batch.timestamp, batch.rows)
+    else:
+        crypto_prices.upsert(cursor, batch.rows)
+
+
+@contextmanager
+def open_for_load(server: Server | None, options: Namespace) -> Iterator[Database | None]:
+    """The database, under the run lock, with a warning of a snapshot in the future; None without a server."""
+    if server is None:
+        yield None
+        return
+    with open_database(server) as database:
+        database.transaction(partial(warn_of_future, options=options))
+        yield database
+
+
+def delete_old_rows(settings: Settings, database: Database) -> int:
+    """Delete the rows older than RETENTION_DAYS before the newest snapshot, and return how many these are.
+
+    In short transactions: safe to interrupt and repeat. Raises DatabaseError.
+    """
+    if not settings.retention_days:
+        return 0
+    newest = database.transaction(partial(crypto_prices.read_newest, before=future()))
+    before = newest - timedelta(days=settings.retention_days)
+    deleted, since = 0, datetime.min
+    logged = time.monotonic()
+    while True:
+        step = partial(crypto_prices.delete_oldest, since=since, before=before)
+        try:
+            since, rows = database.transaction(step)
+        except DatabaseError as error:
+            error.args = (f"the market is loaded, yet rows older than RETENTION_DAYS are still there: {error}",)
+            raise
+        if since is None:
+            return deleted
+        deleted += rows
+        if time.monotonic() - logged >= 60:
+            logged = time.monotonic()
+            log.info("%d rows older than %d days deleted, up to %s UTC", deleted, settings.retention_days, since)
 
 
 # --------------------------------------------------------------------------------------------- the frame of a script
@@ -887,7 +1096,8 @@ def add_extract_options(parser: argparse.ArgumentParser) -> Any:
     source.add_argument("--coins", metavar="N", type=to_coin_limit, default=argparse.SUPPRESS, help=help_text)
     help_text = "load raw snapshots (patterns allowed) instead of fetching"
     source.add_argument("--replay", metavar="FILE", nargs="+", help=help_text)
-    parser.add_argument("--force", action="store_true", help="load an incomplete or partly broken snapshot, too")
+    help_text = "go on all the same: load what is incomplete or broken, or by a wrong clock"
+    parser.add_argument("--force", action="store_true", help=help_text)
     return source
 
 
@@ -981,12 +1191,14 @@ def say(options: Namespace, line: str) -> None:
 
 def run(settings: Settings, options: Namespace) -> None:
     """Load the market, or the files of --replay, and print what was written."""
-    with nullcontext() if options.dry_run else open_database(settings.server) as database:
+    with open_for_load(None if options.dry_run else settings.server, options) as database:
         for batch in batches(settings, options):
             if database:
-                load(settings, options, database, batch, lambda cursor, batch: upsert(cursor, batch.rows))
+                load(settings, options, database, batch, write_rows)
             done = "written" if database else "would be written (dry run)"
             say(options, f"{batch.timestamp} UTC: {len(batch.rows)} coins {done}, {len(batch.rejected)} rejected")
+        if database and not options.replay and (deleted := delete_old_rows(settings, database)):
+            say(options, f"{deleted} rows older than {settings.retention_days} days deleted")
 
 
 def main(argv: list[str] | None = None) -> int:

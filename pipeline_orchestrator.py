@@ -21,7 +21,7 @@ from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -33,13 +33,24 @@ from urllib.parse import quote as quote_url
 
 import etl_crypto
 import segment_and_load
-from etl_crypto import Batch, ConfigError, DataError, Settings, floor_time, print_result, say
+from etl_crypto import (
+    MINUTES_PER_DAY,
+    Batch,
+    ConfigError,
+    DataError,
+    Settings,
+    duration,
+    floor_time,
+    future,
+    print_result,
+    say,
+    warn_of_future,
+)
 from sql import crypto_prices
 from sql.connection import Database, PipelineError, defer_signals, join_quoted, quote
-from sql.crypto_prices import BACKFILL_LOCK, COLUMNS, Status, open_database
+from sql.crypto_prices import BACKFILL_LOCK, COLUMNS, STALE_COIN_AGE, Coin, Status, open_database
 
 log = logging.getLogger("pipeline_orchestrator")
-MINUTES_PER_DAY = 1_440
 
 
 class StaleDataError(PipelineError):
@@ -117,6 +128,8 @@ def describe_snapshot(batch: Batch | None, settings: Settings) -> Iterator[str]:
     for tier in segment_and_load.TIERS:
         share = f"{totals[tier] / total:6.1%}" if total else ""
         yield f"  {tier:18} {coins[tier]:6,} coins {dollars(totals[tier]):>11} {share}".rstrip()
+    if stale := to_stale_coins(batch):
+        yield f"stale coins: {describe_stale(len(stale), stale[0])}"
 
 
 def dollars(amount: float) -> str:
@@ -127,14 +140,16 @@ def dollars(amount: float) -> str:
     return f"${amount:.2f}"
 
 
-def duration(minutes: float) -> str:
-    """`minutes` as 12 min, 3 h 20 min or 4 d 2 h."""
-    whole = int(minutes)
-    if whole < 60:
-        return f"{whole} min"
-    if whole < 2 * MINUTES_PER_DAY:
-        return f"{whole // 60} h {whole % 60} min"
-    return f"{whole // MINUTES_PER_DAY} d {whole % MINUTES_PER_DAY // 60} h"
+def to_stale_coins(batch: Batch) -> list[str]:
+    """The coins whose figures are older than the snapshot by STALE_COIN_AGE, the largest first."""
+    coin_id, market_cap, last_updated = map(COLUMNS.index, ("coin_id", "market_cap", "last_updated"))
+    stale = [row for row in batch.rows if row[last_updated] and batch.timestamp - row[last_updated] > STALE_COIN_AGE]
+    return [row[coin_id] for row in sorted(stale, key=lambda row: row[market_cap] or 0, reverse=True)]
+
+
+def describe_stale(coins: int, largest: str) -> str:
+    hours = STALE_COIN_AGE // timedelta(hours=1)
+    return f"{coins:,}, with figures over {hours} h older than the snapshot; the largest is {quote(largest)}"
 
 
 # ------------------------------------------------------------------------------------------------ fetch, load, segment
@@ -145,12 +160,14 @@ def run_pipeline(settings: Settings, options: Namespace) -> None:
     server = None if options.dry_run else settings.server
     reading = Step("read files" if options.replay else "fetch")
     loading = Step("load and segment", "dry run" if options.dry_run else "not run")
+    deletes = settings.retention_days and server and not options.replay
+    deleting = [Step("delete old rows")] if deletes else []
     write = partial(load_and_segment, settings=settings, options=options)
     newest: Batch | None = None
     snapshots = calls = coins = rejected = 0
     with (
-        summarized(options, reading, loading, result=lambda: describe_snapshot(newest, settings)),
-        open_database(server) if server else nullcontext() as database,
+        summarized(options, reading, loading, *deleting, result=lambda: describe_snapshot(newest, settings)),
+        etl_crypto.open_for_load(server, options) as database,
     ):
         # The import takes as long as fetching a page: ready when tiers are computed.
         ThreadPoolExecutor(1).submit(import_module, "pandas")
@@ -164,11 +181,15 @@ def run_pipeline(settings: Settings, options: Namespace) -> None:
                     etl_crypto.load(settings, options, database, batch, write)
             loading.detail = f"{coins:,} coins, {rejected:,} rejected"
             newest = max(newest or batch, batch, key=lambda each: each.timestamp)
+        for step in deleting:
+            with step.timed():
+                deleted = etl_crypto.delete_old_rows(settings, database)
+                step.detail = f"{deleted:,} rows older than {settings.retention_days} days"
 
 
 def load_and_segment(cursor: Any, batch: Batch, settings: Settings, options: Namespace) -> None:
     """Within one transaction: a reader sees the snapshot with its tiers, or not at all."""
-    crypto_prices.upsert(cursor, batch.rows)
+    etl_crypto.write_rows(cursor, batch)
     segment_and_load.segment(cursor, settings)
     if not options.replay:
         segment_and_load.warn_if_bounds_changed(cursor, settings, batch.timestamp)
@@ -183,14 +204,6 @@ RUN_LOCK_TIMEOUT = 1_800  # seconds for a run that is going on: without a key on
 BAR_WIDTH = 30
 
 
-class Coin(NamedTuple):
-    """A coin of the newest snapshot."""
-
-    coin_id: str
-    symbol: str
-    name: str
-
-
 @dataclass
 class Backfill:
     """The history that is wanted before the newest snapshot, and what exists of it."""
@@ -198,6 +211,7 @@ class Backfill:
     newest: datetime  # UTC, the newest snapshot
     coins: list[Coin]  # of that snapshot, the largest first
     days: list[datetime]  # 00:00 UTC, the oldest first, all before the newest snapshot's own date
+    days_left_out: int  # which RETENTION_DAYS would delete again
     existing: dict[datetime, set[str]]  # the coins that have a row on each of these days
     kept: dict[Coin, Path]  # reusable answers of an earlier backfill
     missing: list[Coin]  # the coins to ask for
@@ -218,22 +232,32 @@ class Point(NamedTuple):
 
 def read_backfill(cursor: Any, settings: Settings, days: int) -> Backfill:
     """What a backfill of `days` days has to do. Raises DataError when the table is empty."""
-    newest = crypto_prices.read_newest(cursor)
+    newest = crypto_prices.read_newest(cursor, future())
     if newest is None:
         raise DataError(
             f"{settings.mysql_database}.crypto_prices is empty, and a backfill is for the coins of its newest snapshot:"
             " run python pipeline_orchestrator.py first"
         )
-    coins = [Coin(*row) for row in crypto_prices.read_coins(cursor, newest)]
-    first = floor_time(newest, MINUTES_PER_DAY) - timedelta(days=days)
-    wanted = [first + timedelta(days=day) for day in range(days)]
+    coins = crypto_prices.read_coins(cursor, newest)
+    wanted = days_before(newest, days, settings.retention_days)
     ids = {coin.coin_id for coin in coins}
     present = {day: found & ids for day, found in crypto_prices.read_ids(cursor, wanted).items()}
     complete = set.intersection(*present.values())
     incomplete = [coin for coin in coins if coin.coin_id not in complete]
     found = find_histories(settings, wanted)
     kept = {coin: found[history_name(coin)] for coin in incomplete if history_name(coin) in found}
-    return Backfill(newest, coins, wanted, present, kept, [coin for coin in incomplete if coin not in kept])
+    missing = [coin for coin in incomplete if coin not in kept]
+    return Backfill(newest, coins, wanted, days - len(wanted), present, kept, missing)
+
+
+def days_before(newest: datetime, days: int, retention_days: int | None) -> list[datetime]:
+    """The days before `newest`, without those that RETENTION_DAYS would delete again. Raises ConfigError if all are."""
+    today = floor_time(newest, MINUTES_PER_DAY)
+    first = newest - timedelta(days=retention_days or days + 1)
+    wanted = [day for day in (today - timedelta(days=ago) for ago in range(days, 0, -1)) if day >= first]
+    if not wanted:
+        raise ConfigError(f"the next run would delete these days: raise RETENTION_DAYS={retention_days}")
+    return wanted
 
 
 def days_to_ask(settings: Settings, first: datetime, today: datetime) -> int:
@@ -290,6 +314,9 @@ def describe_backfill(settings: Settings, backfill: Backfill) -> Iterator[str]:
         f"backfill of {len(days)} days, {days[0]:%Y-%m-%d} to {days[-1]:%Y-%m-%d}, for the {len(backfill.coins)} coins"
         f" of the snapshot of {backfill.newest:%Y-%m-%d %H:%M} UTC"
     )
+    if backfill.days_left_out:
+        retention = f"RETENTION_DAYS={settings.retention_days}"
+        yield f"  left out  {backfill.days_left_out} days before that, which {retention} would delete again"
     kept = f"{len(backfill.kept)} answers are kept already" if backfill.kept else "no answer is kept yet"
     if calls:
         pace = f"{duration(math.ceil(calls / settings.requests_per_minute))} at {settings.requests_per_minute} a minute"
@@ -360,7 +387,7 @@ def fetch_histories(
     coins = {coin.coin_id: coin for coin in backfill.missing}
     progress = Progress("coins", len(coins), 60 / settings.requests_per_minute, options.quiet)
     kept_ids: list[str] = []
-    with closing(etl_crypto.CoinGecko(settings)) as api:
+    with closing(etl_crypto.CoinGecko(settings, any_time=options.force)) as api:
 
         def fetch(coin_id: str) -> dict | None:
             answer = fetch_history(api, coin_id, days)
@@ -459,6 +486,7 @@ def run_backfill(settings: Settings, options: Namespace) -> None:
     server = settings.server
     now = etl_crypto.utc_now()
     with closing(Database(server)) if options.dry_run else open_database(server, BACKFILL_LOCK) as database:
+        database.transaction(partial(warn_of_future, options=options))
         backfill = database.transaction(partial(read_backfill, settings=settings, days=options.backfill))
         for line in describe_backfill(settings, backfill):
             say(options, line)
@@ -500,16 +528,20 @@ def write_days(settings: Settings, rows: Mapping[datetime, list[tuple]], step: S
 
 def show_status(settings: Settings, options: Namespace) -> None:
     """Print the status of the table. Raises StaleDataError when it is empty, or older than --max-age minutes."""
+    retention = timedelta(days=settings.retention_days) if settings.retention_days else None
     with closing(Database(settings.server)) as database:
-        status = database.transaction(partial(crypto_prices.read_status, now=etl_crypto.utc_now()))
+        database.transaction(partial(warn_of_future, options=options))
+        read = partial(crypto_prices.read_status, now=etl_crypto.utc_now(), future=future(), retention=retention)
+        status = database.transaction(read)
     table, age = f"{settings.mysql_database}.crypto_prices", status.age_minutes
     if options.json:
         facts = {"table": table, **status._asdict(), "age_minutes": age and round(age, 1)}
         print_result(json.dumps(facts, indent=2, default=lambda time: f"{time.isoformat(timespec='seconds')}Z"))
     elif age is not None and not options.quiet:
-        print_result("\n".join(status_lines(status)))
+        print_result("\n".join(status_lines(status, settings)))
     if age is None:
-        raise StaleDataError(f"{table} is empty: run python pipeline_orchestrator.py")
+        but = " but for snapshots in the future" if status.future_snapshots else ""
+        raise StaleDataError(f"{table} is empty{but}: run python pipeline_orchestrator.py")
     if options.max_age is not None and age > options.max_age:
         raise StaleDataError(
             f"{table} is {duration(age)} old, more than --max-age {options.max_age:g}: see the log of the last runs,"
@@ -517,8 +549,8 @@ def show_status(settings: Settings, options: Namespace) -> None:
         )
 
 
-def status_lines(status: Status) -> Iterator[str]:
-    """The status as text."""
+def status_lines(status: Status, settings: Settings) -> Iterator[str]:
+    """The status as text; what is out of the ordinary comes last, and only then."""
     newest, oldest, as_of = status.newest_snapshot, status.oldest_snapshot, status.newest_figure
     about = "about " if status.rows_are_estimated else ""
     age = f"{duration(status.age_minutes)} (newest figure {as_of or newest:%Y-%m-%d %H:%M:%S} UTC)"
@@ -528,9 +560,56 @@ def status_lines(status: Status) -> Iterator[str]:
     yield f"history              {oldest:%Y-%m-%d} to {newest:%Y-%m-%d}: {status.days} days, {gaps}"
     yield f"rows in all          {about}{status.rows:,}"
     yield f"rows without a tier  {status.rows_without_tier:,}"
+    if status.rows_past_retention is not None:
+        yield f"rows to be deleted   {status.rows_past_retention:,}, by RETENTION_DAYS={settings.retention_days}"
+    if status.stale_coins:
+        yield f"stale coins          {describe_stale(status.stale_coins, status.largest_stale_coin)}"
+    if fewer := status.days_with_fewer_coins:
+        more = f" and {len(fewer) - 5} days before" if len(fewer) > 5 else ""
+        yield f"fewer coins          on {', '.join(fewer[:5])}{more}"
+    if status.future_snapshots:
+        yield f"future snapshots     {status.future_snapshots:,}, left aside here"
+
+
+# ------------------------------------------------------------------------------------------------- delete a snapshot
+
+
+def delete_snapshot(settings: Settings, options: Namespace) -> None:
+    """Delete the snapshot of --delete-snapshot, once its rows were counted and someone has agreed.
+
+    Raises ConfigError when there is none, or nobody to ask and no --force.
+    """
+    time = options.delete_snapshot
+    with closing(Database(settings.server)) as database:
+        rows = len(database.transaction(partial(crypto_prices.read_ids, timestamps=[time]))[time])
+    if not rows:
+        raise ConfigError(f"there is no snapshot of {time} UTC: give its time to the second, as the table has it")
+    print_result(f"the snapshot of {time} UTC has {rows:,} rows")
+    if options.dry_run:
+        return
+    if not options.force:
+        if not (sys.stdin and sys.stdin.isatty()):
+            raise ConfigError(f"nothing was deleted: to delete the snapshot of {time} UTC, add --force")
+        answer = ""
+        with suppress(EOFError):
+            answer = input("delete them? [y/N] ")
+        if answer.strip().lower() not in ("y", "yes"):
+            print_result("nothing was deleted")
+            return
+    with open_database(settings.server) as database:
+        deleted = database.transaction(partial(crypto_prices.delete_snapshot, timestamp=time))
+    say(options, f"{deleted:,} rows deleted")
 
 
 # -------------------------------------------------------------------------------------------------------------- script
+
+
+def to_snapshot_time(text: str) -> datetime:
+    """A time as --status prints it, with or without --json."""
+    time = etl_crypto.to_time(text.removesuffix(" UTC"))
+    if time is None:
+        raise etl_crypto.BadValue(f"{quote(text)}, not a time such as '2040-01-01 00:00:00'")
+    return time
 
 
 def check_options(options: Namespace) -> None:
@@ -538,7 +617,6 @@ def check_options(options: Namespace) -> None:
     for is_wrong, problem in (
         (options.max_age is not None and not options.status, "--max-age goes with --status"),
         (options.json and not options.status, "--json goes with --status"),
-        (options.backfill and options.force, "--force is not for --backfill: leave it out"),
         (
             options.status and (options.dry_run or options.force),
             "--status writes nothing: leave --dry-run, --force out",
@@ -552,6 +630,8 @@ def run(settings: Settings, options: Namespace) -> None:
     check_options(options)
     if options.status:
         show_status(settings, options)
+    elif options.delete_snapshot:
+        delete_snapshot(settings, options)
     elif options.backfill:
         run_backfill(settings, options)
     else:
@@ -567,6 +647,8 @@ def main(argv: list[str] | None = None) -> int:
     minutes = partial(etl_crypto.to_number, float, 0, 1e9)
     help_text = f"daily history of the newest snapshot's coins (1 to {MAX_HISTORY_DAYS}, as far as free plans reach)"
     source.add_argument("--backfill", metavar="DAYS", type=days, help=help_text)
+    help_text = "delete the snapshot of this time, such as '2040-01-01 00:00:00'"
+    source.add_argument("--delete-snapshot", metavar="TIME", type=to_snapshot_time, help=help_text)
     parser.add_argument("--json", action="store_true", help="with --status: for programs")
     parser.add_argument("--max-age", metavar="MINUTES", type=minutes, help="with --status: older is too old")
     return etl_crypto.run_script(parser, argv, run)

@@ -20,7 +20,7 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from etl_crypto import Settings, end_process, make_parser, run_script, say
+from etl_crypto import Settings, end_process, make_parser, run_script, say, warn_of_future
 from sql import crypto_prices
 from sql.connection import Database, defer_signals
 from sql.crypto_prices import TierRow, open_database, write_tiers
@@ -85,7 +85,7 @@ def segment(cursor: Any, settings: Settings, one_chunk: bool = False, dry_run: b
 
 def warn_if_bounds_changed(cursor: Any, settings: Settings, before: datetime | None) -> None:
     """Warn when the newest snapshot (before `before`, if given) was tiered by other bounds than the current."""
-    timestamp = crypto_prices.read_newest(cursor, before or datetime.max)
+    timestamp = crypto_prices.read_newest(cursor, before)
     if timestamp is None:
         return
     rows = crypto_prices.read_tiered(cursor, timestamp)
@@ -148,6 +148,7 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
         return segmented.tiers
 
     with closing(Database(settings.server)) if options.dry_run else open_database(settings.server) as database:
+        database.transaction(partial(warn_of_future, options=options))
         if options.all:
             read, tiers = segment_all(settings, database, options.dry_run)
             result = f"{read} rows read, {count_by_tier(tiers, 'changed')}"

@@ -10,7 +10,7 @@
 
 -- The pipeline: the account for MYSQL_USER and MYSQL_PASSWORD in .env.
 CREATE USER IF NOT EXISTS 'crypto_etl'@'%' IDENTIFIED BY <password for crypto_etl>;
-GRANT SELECT, INSERT, UPDATE ON crypto_db.crypto_prices TO 'crypto_etl'@'%';
+GRANT SELECT, INSERT, UPDATE, DELETE ON crypto_db.crypto_prices TO 'crypto_etl'@'%';
 
 -- The dashboard: it can read, nothing else.
 CREATE USER IF NOT EXISTS 'crypto_reader'@'%' IDENTIFIED BY <password for crypto_reader>;

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
-from sql.connection import OTHER_TABLE, Database, DatabaseError, Lock, Server, join_quoted
+from sql.connection import OTHER_TABLE, Database, DatabaseError, Lock, Server, join_quoted, mysql_errors
 
 RUN_LOCK = Lock("crypto_prices", "run is writing to")
 BACKFILL_LOCK = Lock("crypto_prices.backfill", "backfill is going on for")
@@ -112,9 +112,57 @@ def upsert(cursor: Any, rows: list[tuple]) -> None:
         cursor.execute(insert + ", ".join([values] * len(batch)) + update, tuple(chain.from_iterable(batch)))
 
 
-def read_recent_sizes(cursor: Any) -> list[int]:
-    """How many coins each of the last five snapshots has, the newest first."""
-    return read_column(cursor, "SELECT COUNT(*) FROM crypto_prices GROUP BY timestamp ORDER BY timestamp DESC LIMIT 5")
+def replace_snapshot(cursor: Any, timestamp: datetime, rows: list[tuple]) -> None:
+    """Make `rows`, as for upsert(), the whole snapshot of `timestamp`: what else it holds is deleted."""
+    outdated = sorted(read_ids(cursor, [timestamp])[timestamp].difference(row[1] for row in rows))
+    for start in range(0, len(outdated), BATCH_ROWS):
+        ids = outdated[start : start + BATCH_ROWS]
+        delete(cursor, f"timestamp = %s AND coin_id IN ({', '.join(['%s'] * len(ids))})", timestamp, *ids)
+    upsert(cursor, rows)
+
+
+def read_recent_sizes(cursor: Any, now: datetime) -> list[int]:
+    """How many coins each of the last five snapshots before `now` has, and the newest one at least 24 hours old."""
+    sizes = "SELECT COUNT(*) FROM crypto_prices WHERE timestamp < %s GROUP BY timestamp ORDER BY timestamp DESC LIMIT"
+    return [
+        *read_column(cursor, f"{sizes} 5", (now,)),
+        *read_column(cursor, f"{sizes} 1", (now - timedelta(hours=24),)),
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------- delete
+
+DELETED_ROWS = 2_000  # in a transaction: whoever wants one of these rows waits 0.1 s at most
+
+
+def delete(cursor: Any, condition: str, *parameters: object) -> int:
+    """Delete rows; returns how many. Raises DatabaseError with the GRANT to run, as old accounts lack the right."""
+    try:
+        cursor.execute(f"DELETE FROM crypto_prices WHERE {condition}", parameters)
+    except mysql_errors() as error:
+        if error.errno != 1142:
+            raise
+        user, _, host = read_column(cursor, "SELECT CURRENT_USER()")[0].rpartition("@")
+        grant = f"GRANT DELETE ON `{read_column(cursor, 'SELECT DATABASE()')[0]}`.crypto_prices TO '{user}'@'{host}'"
+        raise DatabaseError(f"{user} may not delete rows, as this needs: run as root: {grant}", error.errno) from error
+    return cursor.rowcount
+
+
+def delete_snapshot(cursor: Any, timestamp: datetime) -> int:
+    """Delete a whole snapshot; returns how many rows that were."""
+    return delete(cursor, "timestamp = %s", timestamp)
+
+
+def delete_oldest(cursor: Any, since: datetime, before: datetime) -> tuple[datetime | None, int]:
+    """Delete the oldest snapshot from `since` on and `before`, or DELETED_ROWS of it: its time, and how many rows.
+
+    Its time is None when there is none. Searching from the last one on skips the rows that the server has yet to purge.
+    """
+    statement = "SELECT MIN(timestamp) FROM crypto_prices WHERE timestamp >= %s AND timestamp < %s"
+    [oldest] = read_column(cursor, statement, (since, before))
+    if oldest is None:
+        return None, 0
+    return oldest, delete(cursor, f"timestamp = %s ORDER BY coin_id LIMIT {DELETED_ROWS}", oldest)
 
 
 # ----------------------------------------------------------------------------------------------------------- tiers
@@ -174,18 +222,29 @@ COUNTED_ROWS = 1_500_000  # above it, an estimate: counting takes longer than a 
 
 
 class Status(NamedTuple):
-    """How up to date the table is, and how far back it reaches. Times are UTC; None where the table is empty."""
+    """How up to date the table is, and how far back it reaches. Times are UTC; None where the table is empty.
+
+    Snapshots in the future count in `rows`, `rows_without_tier` and `future_snapshots` alone.
+    """
 
     newest_snapshot: datetime | None
     coins: int  # of that snapshot
     newest_figure: datetime | None  # the latest last_updated of its coins
     age_minutes: float | None  # of the newest figure
+    stale_coins: int  # of that snapshot, whose figures are older than it by STALE_COIN_AGE
+    largest_stale_coin: str | None
     oldest_snapshot: datetime | None
     days: int  # from the oldest snapshot to the newest
     days_without_snapshot: int  # of these
+    days_with_fewer_coins: list[str]  # of these, as 2026-11-24: days in a dip of the number of coins
     rows: int
     rows_are_estimated: bool
     rows_without_tier: int
+    rows_past_retention: int | None  # older than RETENTION_DAYS; None: not set
+    future_snapshots: int
+
+
+STALE_COIN_AGE = timedelta(hours=3)
 
 
 def count_rows(cursor: Any) -> tuple[int, bool]:
@@ -196,43 +255,90 @@ def count_rows(cursor: Any) -> tuple[int, bool]:
     return read_column(cursor, "SELECT COUNT(*) FROM crypto_prices")[0], False
 
 
-def read_newest(cursor: Any, before: datetime = datetime.max) -> datetime | None:
+def read_newest(cursor: Any, before: datetime | None = None) -> datetime | None:
     """The time of the newest snapshot, or of the newest one before `before`; None when there is none."""
-    return read_column(cursor, "SELECT MAX(timestamp) FROM crypto_prices WHERE timestamp < %s", (before,))[0]
+    # no far time in place of None: for one that DATETIME cannot hold, as datetime.max, MySQL reads all rows
+    condition, parameters = ("timestamp < %s", (before,)) if before else ("TRUE", ())
+    return read_column(cursor, f"SELECT MAX(timestamp) FROM crypto_prices WHERE {condition}", parameters)[0]
 
 
-def read_status(cursor: Any, now: datetime) -> Status:
-    """The status at `now` (UTC). Figures dated later are ignored."""
-    newest = read_newest(cursor)
+def read_status(cursor: Any, now: datetime, future: datetime, retention: timedelta | None) -> Status:
+    """The status at `now` (UTC). Figures dated later are ignored, and snapshots from `future` on."""
+    newest = read_newest(cursor, future)
     [coins] = read_column(cursor, "SELECT COUNT(*) FROM crypto_prices WHERE timestamp = %s", (newest,))
     statement = "SELECT MAX(last_updated) FROM crypto_prices WHERE timestamp = %s AND last_updated <= %s"
     [newest_figure] = read_column(cursor, statement, (newest, now))
     as_of = newest_figure or newest
     age = max((now - as_of).total_seconds(), 0) / 60 if as_of else None
-    [oldest] = read_column(cursor, "SELECT MIN(timestamp) FROM crypto_prices")
+    stale = read_stale(cursor, newest) if newest else []
+    [oldest] = read_column(cursor, "SELECT MIN(timestamp) FROM crypto_prices WHERE timestamp < %s", (future,))
     days = (newest.date() - oldest.date()).days + 1 if newest and oldest else 0
-    empty_days = days - count_days(cursor, oldest)
-    [untiered] = read_column(cursor, "SELECT COUNT(*) FROM crypto_prices WHERE market_cap_tier IS NULL")
-    return Status(newest, coins, newest_figure, age, oldest, days, empty_days, *count_rows(cursor), untiered)
+    last_of_days = read_last_of_days(cursor, newest)
+    fewer = [f"{day:%Y-%m-%d}" for day in find_dips(cursor, last_of_days, coins)]
+    statement = "SELECT COUNT(*) FROM crypto_prices WHERE "
+    [untiered] = read_column(cursor, f"{statement} market_cap_tier IS NULL")
+    [expired] = read_column(cursor, f"{statement} timestamp < %s", (newest and retention and newest - retention,))
+    statement = "SELECT COUNT(DISTINCT timestamp) FROM crypto_prices WHERE timestamp >= %s"
+    [in_future] = read_column(cursor, statement, (future,))
+    return Status(
+        newest, coins, newest_figure, age, len(stale), stale[0] if stale else None, oldest, days,
+        days - len(last_of_days), fewer, *count_rows(cursor), untiered, expired if retention else None, in_future,
+    )  # fmt: skip
 
 
-def count_days(cursor: Any, oldest: datetime | None) -> int:
-    """The days that have a snapshot. Jumps from day to day by the key and reads no row in between."""
-    days, day = 0, oldest
-    while day:
-        days += 1
-        following = datetime(day.year, day.month, day.day) + timedelta(days=1)
-        [day] = read_column(cursor, "SELECT MIN(timestamp) FROM crypto_prices WHERE timestamp >= %s", (following,))
-    return days
+def read_stale(cursor: Any, timestamp: datetime) -> list[str]:
+    """The coins of a snapshot whose figures are older than it by STALE_COIN_AGE, the largest first."""
+    condition = "timestamp = %s AND last_updated < %s ORDER BY market_cap DESC, coin_id"
+    statement = f"SELECT coin_id FROM crypto_prices WHERE {condition}"
+    return read_column(cursor, statement, (timestamp, timestamp - STALE_COIN_AGE))
 
 
-def read_coins(cursor: Any, timestamp: datetime) -> list[tuple[str, str, str]]:
-    """Coin_id, symbol and name of the coins of a snapshot, the largest first."""
+def read_last_of_days(cursor: Any, newest: datetime | None) -> list[datetime]:
+    """The last snapshot of each day up to `newest`, the newest first. Jumps by the key and reads no row in between."""
+    times = []
+    while newest:
+        times.append(newest)
+        newest = read_newest(cursor, datetime(newest.year, newest.month, newest.day))
+    return times
+
+
+def find_dips(cursor: Any, times: list[datetime], coins: int) -> list[datetime]:
+    """Those of `times`, the newest first, with fewer than 90 % of the coins of one of the 7 before and of the 7 after.
+
+    A lasting step is no dip; the newest, which has none after it, is compared with the one before. `coins` is how many
+    it has: no more times are looked at than hold COUNTED_ROWS rows.
+    """
+    statement = "SELECT COUNT(*) FROM crypto_prices WHERE timestamp = %s"
+    counts = [read_column(cursor, statement, (time,))[0] for time in times[: COUNTED_ROWS // max(coins, 1)]]
+    dips = []
+    for at, count in enumerate(counts):
+        before, after = counts[at + 1 : at + 8], counts[max(at - 7, 0) : at]
+        if count < 0.9 * max(before if at else before[:1], default=0) and (not at or count < 0.9 * max(after)):
+            dips.append(times[at])
+    return dips
+
+
+class Coin(NamedTuple):
+    """A coin of a snapshot."""
+
+    coin_id: str
+    symbol: str
+    name: str
+
+
+def read_coins(cursor: Any, timestamp: datetime) -> list[Coin]:
+    """The coins of a snapshot, the largest first."""
     order = "market_cap IS NULL, market_cap DESC, coin_id"
-    cursor.execute(
-        f"SELECT coin_id, symbol, name FROM crypto_prices WHERE timestamp = %s ORDER BY {order}", (timestamp,)
-    )
-    return cursor.fetchall()
+    statement = f"SELECT {', '.join(Coin._fields)} FROM crypto_prices WHERE timestamp = %s ORDER BY {order}"
+    cursor.execute(statement, (timestamp,))
+    return list(map(Coin._make, cursor.fetchall()))
+
+
+def read_market_caps(cursor: Any, timestamp: datetime, limit: int | None) -> dict[str, float]:
+    """The market caps above 0 (USD) of the `limit` largest coins of a snapshot, by coin_id."""
+    condition = "timestamp = %s AND market_cap > 0 ORDER BY market_cap DESC LIMIT %s"
+    cursor.execute(f"SELECT coin_id, market_cap FROM crypto_prices WHERE {condition}", (timestamp, limit or 2**62))
+    return dict(cursor.fetchall())
 
 
 def read_ids(cursor: Any, timestamps: list[datetime]) -> dict[datetime, set[str]]:

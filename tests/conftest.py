@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -29,9 +30,16 @@ PROJECT_DIR = Path(__file__).resolve().parent.parent
 NOON = datetime(2025, 3, 14, 12, 0)
 TODAY = datetime.now(UTC).replace(tzinfo=None, hour=0, minute=0, second=0, microsecond=0)
 TIMEOUT = 60  # seconds for a server to start, or for anything else that must come
-SETTING_PREFIXES = ("MYSQL_", "COINGECKO_", "COIN_", "REQUESTS_", "HTTP_TIMEOUT_", "RETRY_", "SNAPSHOT_", "TIER_")
+SETTING_PREFIXES = (
+    *("MYSQL_", "COINGECKO_", "COIN_", "REQUESTS_", "HTTP_TIMEOUT_", "RETRY_", "SNAPSHOT_", "RETENTION_", "TIER_"),
+)
 Found = TypeVar("Found")
 posix_only = pytest.mark.skipif(os.name == "nt", reason="Windows has neither a POSIX shell nor these signals")
+
+
+def utc_now() -> datetime:
+    """The whole second of now, naive as in the table."""
+    return datetime.now(UTC).replace(tzinfo=None, microsecond=0)
 
 
 def midnight(days_ago: int) -> datetime:
@@ -156,7 +164,7 @@ class Database:
 
     def create_table(self) -> None:
         self.execute((PROJECT_DIR / "sql" / "crypto_prices.sql").read_text(encoding="utf-8"))
-        self.execute(f"GRANT SELECT, INSERT, UPDATE ON {self.name}.crypto_prices TO '{self.user}'@'%'")
+        self.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {self.name}.crypto_prices TO '{self.user}'@'%'")
 
     def execute(self, statement: str, parameters: tuple = ()) -> list[tuple]:
         """The rows of a statement that ran with all rights."""
@@ -270,6 +278,14 @@ class Scripts:
 
     def pipeline(self, *arguments: object, **settings: str | None) -> subprocess.CompletedProcess[str]:
         return self.run("pipeline_orchestrator.py", *arguments, **settings)
+
+    def load(self, snapshots: dict[datetime, list], *options: str) -> None:
+        """Put snapshots of these times (UTC, naive) into the table; those in the future need --force."""
+        paths = [self.folder / f"{taken_at:%Y-%m-%dT%H-%M-%S}.json" for taken_at in snapshots]
+        for path, (taken_at, coins) in zip(paths, snapshots.items(), strict=True):
+            path.write_text(json.dumps({"timestamp": f"{taken_at.isoformat()}Z", "coins": coins}), encoding="utf-8")
+        result = self.pipeline("--replay", *paths, "-q", *options)
+        assert result.returncode == 0, result.stderr
 
     def shell(self, command: str, **settings: str) -> subprocess.CompletedProcess[str]:
         """A line of a shell, in which $python and $here stand for the interpreter and the project's folder."""

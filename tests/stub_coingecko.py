@@ -54,13 +54,15 @@ class StubCoinGecko:
     """Serves `coins` in pages of per_page, and their daily history.
 
     `script(page, attempt)` may return an Answer that takes a page's place, `history_script(coin_id, attempt)` one that
-    takes a history's; `attempt` counts the calls for the same from 1. `requests` holds the calls received so far.
+    takes a history's; `attempt` counts the calls for the same from 1. `headers` go with every answer, Date among them.
+    `requests` holds the calls received so far.
     """
 
     def __init__(self, coins: list) -> None:
         self.coins = coins
         self.script: Callable[[int, int], Answer | None] = lambda page, attempt: None
         self.history_script: Callable[[str, int], Answer | None] = lambda coin_id, attempt: None
+        self.headers: dict[str, str] = {}
         self.requests: list[Request] = []
         self.received = threading.Condition()
         self.released = threading.Event()
@@ -84,8 +86,8 @@ class StubCoinGecko:
                     self.close_connection = True
                     return
                 body = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
-                self.send_response(answer.status)
-                for name, value in answer.headers.items():
+                self.send_response_only(answer.status)
+                for name, value in ({"Date": self.date_time_string()} | stub.headers | answer.headers).items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(body) if answer.length is None else answer.length))
                 self.end_headers()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -91,24 +90,53 @@ def test_a_fault_that_passes_loses_no_coin_on_whatever_page(
 # ---------------------------------------------------------- a list that ends early, leads elsewhere or is partly broken
 
 
-@pytest.mark.parametrize("page", [1, 2, 3, 4])
-def test_an_empty_page_where_coins_were_before_refuses_the_list_and_keeps_what_came(
-    scripts: Scripts, market: StubCoinGecko, database: Database, page: int
+@pytest.mark.parametrize(("page", "rows"), [(1, 0), (2, 150), (3, 249), (4, 1)])
+def test_a_short_page_that_another_follows_is_broken_and_its_list_loaded_by_force_alone(
+    scripts: Scripts, market: StubCoinGecko, database: Database, page: int, rows: int
 ):
-    assert scripts.pipeline().returncode == 0
-    market.script = lambda asked, attempt: Answer([]) if asked == page else None
-    kept = set(scripts.kept())
+    market.coins = make_coins(1250)
+    short = market.coins[250 * (page - 1) :][:rows]
+    market.script = lambda asked, attempt: Answer(short) if asked == page else None
 
-    result = scripts.pipeline()
+    broken = f"page {page} has {rows} rows and not 250, though page {page + 1} follows"
+    one_line_error(scripts.pipeline("--dry-run"), 3, "CoinGecko's answer is broken", broken)
+    one_line_error(scripts.pipeline(), 3, "CoinGecko's answer is broken", broken, "--force --replay")
+    assert market.pages.count(page) == 4
+    [pending] = scripts.kept()
+    assert scripts.pipeline("--replay", pending).returncode == 3
+    assert database.count() == 0
 
-    one_line_error(result, 3, "the list of coins is empty" if page == 1 else "the list ended early")
+    for forced in (scripts.pipeline("--force"), scripts.pipeline("--force", "--replay", pending)):
+        assert forced.returncode == 0, forced.stderr
+        assert f"loaded because of --force: {broken}" in forced.stderr
+        assert database.execute("SELECT COUNT(*) FROM crypto_prices GROUP BY timestamp")[-1] == (1000,)
+
+
+@pytest.mark.parametrize("rows", [0, 249])
+def test_a_short_page_that_is_whole_when_it_is_requested_again_is_no_fault(
+    scripts: Scripts, market: StubCoinGecko, database: Database, rows: int
+):
+    market.script = lambda page, attempt: Answer(MARKET[:rows]) if (page, attempt) == (1, 1) else None
+
+    result = scripts.pipeline("-q")
+
+    assert result.returncode == 0
+    assert "broken" not in result.stderr
     assert database.count() == 1000
-    for path in set(scripts.kept()) - kept:
-        assert len(read_coins(path)) == 250 * (page - 1)
 
 
-def read_coins(path: Path) -> list:
-    return json.loads(gzip.decompress(path.read_bytes()))["coins"]
+def test_a_small_coin_limit_does_not_hide_a_broken_page(scripts: Scripts, market: StubCoinGecko, database: Database):
+    market.script = lambda page, attempt: Answer(MARKET[50:250]) if page == 1 else None
+
+    one_line_error(scripts.pipeline("--coins", "100"), 3, "page 1 has 200 rows and not 250, though page 2 follows")
+    assert database.count() == 0
+
+
+def test_a_page_sent_twice_is_broken(scripts: Scripts, market: StubCoinGecko, database: Database):
+    market.script = lambda page, attempt: Answer(MARKET[:250]) if page > 1 else None
+
+    one_line_error(scripts.pipeline(), 3, "page 2 has no coin that the pages before it have not")
+    assert database.count() == 0
 
 
 def test_a_server_that_goes_away_in_mid_list_leaves_the_table_untouched(

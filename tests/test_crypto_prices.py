@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import mysql.connector
@@ -13,7 +13,7 @@ import pytest
 
 from etl_crypto import FIELDS, Snapshot, transform
 from sql.crypto_prices import COLUMNS
-from tests.conftest import NOON, Database, Scripts, make_coin, one_line_error
+from tests.conftest import NOON, Database, Scripts, make_coin, make_coins, one_line_error
 from tests.own_server import OwnDatabase
 from tests.stub_coingecko import SAMPLE_FILES, StubCoinGecko, read_sample
 
@@ -89,6 +89,75 @@ def test_ids_that_differ_in_case_or_accent_alone_are_different_coins(
 
     assert scripts.pipeline().returncode == 0
     assert database.count() == 3
+
+
+# ----------------------------------------------------------------------------------------------- a snapshot is replaced
+
+YEAR = {"SNAPSHOT_MINUTES": "525600"}  # all runs of a test within one snapshot time
+
+
+def coins_of(database: Database) -> list[str]:
+    return [coin for (coin,) in database.execute("SELECT coin_id FROM crypto_prices ORDER BY coin_id")]
+
+
+def names(*numbers: int) -> list[str]:
+    return [f"coin-{number:05}" for number in numbers]
+
+
+@pytest.mark.parametrize("script", ["pipeline_orchestrator.py", "etl_crypto.py"])
+def test_a_second_run_inside_snapshot_minutes_replaces_the_whole_snapshot(
+    scripts: Scripts, api: StubCoinGecko, database: Database, script: str
+):
+    scripts.load({NOON: make_coins(7)})
+    scripts.settings |= YEAR | {"COIN_LIMIT": "5"}
+    assert scripts.run(script).returncode == 0
+    api.coins = [coin for coin in make_coins(8) if coin["market_cap_rank"] not in (4, 5)]
+    api.coins[4] |= {"current_price": "?"}  # the seventh; the fourth, the fifth and it have no row afterwards
+
+    result = scripts.run(script)
+
+    assert result.returncode == 0, result.stderr
+    assert coins_of(database) == sorted(names(1, 2, 3, 6) + names(1, 2, 3, 4, 5, 6, 7))
+
+
+def test_a_raw_snapshot_that_is_replayed_replaces_history_and_other_rows_of_its_time(
+    scripts: Scripts, database: Database
+):
+    scripts.load({NOON: make_coins(3), NOON + timedelta(minutes=1): make_coins(3)})
+
+    scripts.load({NOON: make_coins(2, first=3)})
+
+    assert coins_of(database) == sorted(names(3, 4) + names(1, 2, 3))
+    assert database.execute("SELECT COUNT(*) FROM crypto_prices WHERE market_cap_tier IS NULL") == [(0,)]
+
+
+def test_a_plain_list_only_adds_and_updates(scripts: Scripts, database: Database, tmp_path: Path):
+    scripts.load({datetime(2025, 3, 14, 23, 59): make_coins(3)})
+    plain = tmp_path / "plain.json"
+    plain.write_text(json.dumps([make_coin(3, current_price=7.0), make_coin(4)]), encoding="utf-8")
+
+    assert scripts.pipeline("--replay", plain).returncode == 0
+    assert coins_of(database) == names(1, 2, 3, 4)
+    assert database.execute("SELECT current_price FROM crypto_prices WHERE coin_id = 'coin-00003'") == [(7.0,)]
+
+
+def test_without_the_right_to_delete_a_snapshot_with_other_coins_stays_as_it_is_and_the_grant_is_named(
+    scripts: Scripts, api: StubCoinGecko, database: Database
+):
+    database.execute(f"REVOKE DELETE ON crypto_prices FROM '{database.user}'@'%'")
+    scripts.settings |= YEAR | {"COIN_LIMIT": "20"}
+    assert scripts.pipeline().returncode == 0
+    assert scripts.pipeline().returncode == 0  # it has nothing to delete
+    before = database.execute("SELECT * FROM crypto_prices")
+    api.coins = [make_coin(n, current_price=5.0) for n in (*range(1, 20), 21)]
+
+    grant = f"GRANT DELETE ON `{database.name}`.crypto_prices TO '{database.user}'@'%'"
+    one_line_error(scripts.pipeline(), 4, f"run as root: {grant}; the raw snapshot is kept", "--replay")
+    assert database.execute("SELECT * FROM crypto_prices") == before
+
+    database.execute(grant)
+    assert scripts.pipeline("--replay", *scripts.kept("*.pending.json.gz")).returncode == 0
+    assert coins_of(database) == names(*range(1, 20), 21)
 
 
 # ----------------------------------------------------------------------------------------------- rows as they were sent

@@ -123,7 +123,7 @@ def test_quiet_prints_nothing_when_all_is_well(scripts: Scripts, api: StubCoinGe
     now = datetime.now(UTC).isoformat()
     api.coins = [make_coin(1, last_updated=now)]
 
-    result = scripts.pipeline("-q")
+    result = scripts.pipeline("-q", COIN_LIMIT="1")
 
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 
-from tests.conftest import TODAY, Database, Scripts, make_coin, midnight, one_line_error
+import pytest
+
+from tests.conftest import TODAY, Database, Scripts, last_line, make_coin, make_coins, midnight, one_line_error
 from tests.stub_coingecko import SAMPLE_FILES, StubCoinGecko, read_sample
 
 # ----------------------------------------------------------------------------------------------------------- for people
@@ -41,6 +43,54 @@ def test_status_shows_how_far_the_table_reaches_and_its_gaps(
 
     line = f"history              {midnight(10):%Y-%m-%d} to {TODAY:%Y-%m-%d}: 11 days, 2 without a snapshot"
     assert line in result.stdout.splitlines()
+
+
+def test_status_and_the_summary_count_the_coins_whose_figures_are_stale_and_name_the_largest(
+    scripts: Scripts, api: StubCoinGecko
+):
+    now = datetime.now(UTC)
+    ages = [timedelta(0), timedelta(hours=4), timedelta(days=14), timedelta(hours=2, minutes=50)]
+    api.coins = [make_coin(n, last_updated=(now - age).isoformat()) for n, age in enumerate(ages, 1)]
+    api.coins.append(make_coin(5, last_updated=None))
+
+    run, status = scripts.pipeline(), scripts.pipeline("--status")
+
+    stale = "2, with figures over 3 h older than the snapshot; the largest is 'coin-00002'"
+    assert last_line(run.stdout) == f"stale coins: {stale}"
+    assert last_line(status.stdout) == f"stale coins          {stale}"
+    api.coins = api.coins[:1]
+    assert "stale" not in scripts.pipeline("--force").stdout + scripts.pipeline("--status").stdout
+
+
+# The coins of the days before today, the oldest first, and how many days ago there were fewer.
+@pytest.mark.parametrize(
+    ("coins", "fewer"),
+    [
+        ([10, 10, 8, 10, 10], [3]),
+        ([10, 8, 8, 8, 10, 10], [5, 4, 3]),
+        ([10, 10, 9, 10, 10], []),
+        ([10, 10, 10, 8], [1]),  # nobody knows yet whether it lasts
+        ([10, 10, 8, 8], []),  # a lasting step, by the 8 of today
+        ([8, 8, 10, 10], []),
+        ([10] + 14 * [7] + [10, 10], []),  # fewer for two weeks
+    ],
+)
+def test_days_with_fewer_coins_than_those_before_and_after_are_marked(
+    scripts: Scripts, coins: list[int], fewer: list[int]
+):
+    lasting = coins[-2:] == [8, 8]
+    days = {midnight(ago): make_coins(size) for ago, size in zip(range(len(coins), 0, -1), coins, strict=True)}
+    thin = {midnight(len(coins) + 1) + timedelta(hours=1): make_coins(3)}  # in mid-day: the last of the day counts
+    whole = {midnight(len(coins) + 1) + timedelta(hours=2): make_coins(coins[0])}
+    today = {TODAY: make_coins(8)} if lasting else {}
+    scripts.load(thin | whole | days | today)
+
+    marked = sorted(f"{midnight(ago):%Y-%m-%d}" for ago in fewer)
+    result = scripts.pipeline("--status")
+    shown = [line.removeprefix("fewer coins          on ") for line in result.stdout.splitlines() if "fewer" in line]
+    assert shown == ([", ".join(reversed(marked))] if marked else [])
+    facts = json.loads(scripts.pipeline("--status", "--json").stdout)
+    assert sorted(facts["days_with_fewer_coins"]) == marked
 
 
 def test_status_needs_no_more_than_the_right_to_read(scripts: Scripts, database: Database):
@@ -87,12 +137,17 @@ def test_status_for_programs_holds_the_same_facts(scripts: Scripts, small_market
         "newest_snapshot": f"{newest.isoformat()}Z",
         "coins": 5,
         "newest_figure": "2025-03-14T23:59:31Z",
+        "stale_coins": 5,
+        "largest_stale_coin": "coin-00001",
         "oldest_snapshot": f"{midnight(10).isoformat()}Z",
         "days": 11,
         "days_without_snapshot": 1,
+        "days_with_fewer_coins": [],
         "rows": 50,
         "rows_are_estimated": False,
         "rows_without_tier": 2,
+        "rows_past_retention": None,
+        "future_snapshots": 0,
     }
 
 

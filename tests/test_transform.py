@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
 from etl_crypto import to_row, to_time
 from sql.crypto_prices import COLUMNS
 from tests.conftest import NOON, ODD_TEXTS, Database, Scripts, last_line, make_coin, make_coins
-from tests.stub_coingecko import SAMPLE_FILES, StubCoinGecko
+from tests.stub_coingecko import StubCoinGecko
 
 # ------------------------------------------------------------------------------------------------- rows that are loaded
 
@@ -246,41 +245,8 @@ def test_a_few_unusable_rows_do_not_refuse_the_snapshot(
     assert database.count() == usable
 
 
-def test_a_list_that_ended_early_is_refused(scripts: Scripts, api: StubCoinGecko, database: Database):
-    scripts.pipeline("--replay", *SAMPLE_FILES)
-    rows = database.count()
-    api.coins = make_coins(89)
-
-    refused = scripts.pipeline()
-    assert refused.returncode == 3
-    assert "89 coins came where" in last_line(refused.stderr)
-    assert database.count() == rows
-
-    assert scripts.pipeline("--force").returncode == 0
-    assert database.count() == rows + 89
-
-
-@pytest.mark.parametrize(("coins", "exit_code"), [(90, 0), (89, 3)])
-def test_the_largest_of_the_last_five_snapshots_says_how_many_coins_are_expected(
-    scripts: Scripts, api: StubCoinGecko, database: Database, tmp_path: Path, coins: int, exit_code: int
-):
-    for day, size in enumerate([200, 70, 70, 100, 70, 70], 1):
-        path = tmp_path / f"{day}.json"
-        path.write_text(json.dumps({"timestamp": f"2025-03-0{day}T00:00:00Z", "coins": make_coins(size)}))
-        assert scripts.pipeline("--replay", path).returncode == 0
-    api.coins = make_coins(coins)
-
-    assert scripts.pipeline().returncode == exit_code
-
-
 def test_five_unusable_rows_of_a_small_list_refuse_it(scripts: Scripts, api: StubCoinGecko, database: Database):
     api.coins = make_coins(20) + [make_coin(n, current_price="?") for n in range(21, 26)]
 
     assert scripts.pipeline().returncode == 3
     assert database.count() == 0
-
-
-def test_fewer_coins_than_before_are_taken_when_fewer_are_asked_for(scripts: Scripts, database: Database):
-    scripts.pipeline()
-
-    assert scripts.pipeline("--coins", "20").returncode == 0
