@@ -620,7 +620,7 @@ def fetch_snapshot(settings: Settings, api: CoinGecko, now: datetime, keep: bool
     return Snapshot(timestamp, coins, path, api.calls, problem=problem)
 
 
-def write_snapshot(folder: Path, now: datetime, timestamp: datetime, coins: list, problem: str) -> Path:
+def write_snapshot(folder: Path, now: datetime, timestamp: datetime, coins: list, problem: str = "") -> Path:
     """Keep a raw snapshot in `folder` as pending, under a name not taken yet. Raises OSError."""
     stem = now.strftime(FILE_TIME)
     for number in count(2):

@@ -8,7 +8,8 @@
 -- '%' lets them in from any machine that reaches the server; put a host name or an address in its place to narrow it.
 -- Safe to run again: an existing account keeps its password (change one with ALTER USER ... IDENTIFIED BY ...).
 
--- The pipeline: the account for MYSQL_USER and MYSQL_PASSWORD in .env.
+-- The pipeline: the account for MYSQL_USER and MYSQL_PASSWORD in .env. It deletes what a newer snapshot of the same time
+-- does not have, what RETENTION_DAYS says, and what --delete-snapshot names.
 CREATE USER IF NOT EXISTS 'crypto_etl'@'%' IDENTIFIED BY <password for crypto_etl>;
 GRANT SELECT, INSERT, UPDATE, DELETE ON crypto_db.crypto_prices TO 'crypto_etl'@'%';
 

@@ -115,6 +115,22 @@ def test_another_database_is_made_when_it_is_named_and_printed_once(project: Pro
     assert second.stderr == ""
 
 
+def test_an_account_of_the_first_edition_gets_the_right_to_delete(project: Project):
+    sql = project.folder / "sql" / "accounts.sql"
+    now = sql.read_text(encoding="utf-8")
+    sql.write_text(now.replace(", DELETE ON", " ON"), encoding="utf-8")
+    delete = COUNT.replace("SELECT COUNT(*) FROM crypto_prices", "DELETE FROM crypto_prices").replace(
+        "print(k.fetchone()[0])", "print(k.rowcount)"
+    )
+    refused = project.run("python", "-c", delete, MYSQL_DATABASE="crypto_first")
+    sql.write_text(now, encoding="utf-8")
+
+    allowed = project.run("python", "-c", delete, MYSQL_DATABASE="crypto_first")
+
+    assert "DELETE command denied" in refused.stderr
+    assert allowed.stdout == "0\n", allowed.stderr
+
+
 # ----------------------------------------------------------------------------------------------------------- the server
 
 
