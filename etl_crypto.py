@@ -544,36 +544,45 @@ def fetch_coins(api: CoinGecko, limit: int | None) -> tuple[list, str]:
 
 
 def fetch_pages(api: CoinGecko, limit: int | None) -> list[list]:
-    """The first pages, as many as hold `limit` distinct coins, and the one after a short page.
+    """The first pages, as many as hold `limit` distinct coins, and the one after a page of other than PER_PAGE rows.
 
-    A coin comes twice when the ranking moves between two calls. A page of fewer than PER_PAGE rows is requested again;
-    when it stays short, it is the last one if the next is empty. A page without a new coin ends the list, too.
+    A coin comes twice when the ranking moves between two calls. An odd page is requested again; if it stays odd, it is
+    the last one when the next is empty. When not, the answer is broken, and no page is requested that a whole one has
+    not. A page without a new coin ends the list, too.
     """
     pages: list[list] = []
     seen: set[str] = set()
-    was_short = False
-    while was_short or limit is None or len(seen) < limit:
+    wanted = limit or math.inf
+    was_odd = False
+    while was_odd or len(seen) < wanted:
         # so many pages hold no more than what is missing: none is asked for in vain, unless the list ends
         missing = limit and max(math.ceil((limit - len(seen)) / PER_PAGE), 1)
         for page, answer in api.fetch_each("page", api.fetch_page, islice(count(len(pages) + 1), missing)):
-            if len(answer) < PER_PAGE and (answer or not was_short):
-                [(_, again)] = api.fetch_each("page", api.fetch_page, [page])
-                answer = max(answer, again, key=len)
-            new, is_short = to_ids(answer) - seen, len(answer) < PER_PAGE
+            if len(answer) != PER_PAGE and not was_odd:
+                answer = fetch_again(api, page, answer)
+            new = to_ids(answer) - seen
             pages.append(answer)
             seen |= new
-            if not new and (was_short or not is_short):
+            if not new and (was_odd or len(answer) >= PER_PAGE):
                 return pages
-            was_short = is_short
+            was_odd = len(answer) != PER_PAGE
         log.info("pages 1 to %d: %d coins", len(pages), len(seen))
+        if len(pages) * PER_PAGE >= wanted and find_problem(pages):
+            break
     return pages
+
+
+def fetch_again(api: CoinGecko, page: int, answer: list) -> list:
+    """Of two answers for a page, the one that is nearer to a whole page."""
+    [(_, again)] = api.fetch_each("page", api.fetch_page, [page])
+    return min(answer, again, key=lambda rows: abs(len(rows) - PER_PAGE))
 
 
 def find_problem(pages: list[list]) -> str:
     """What shows that a page is broken; "" if nothing does. One that another page follows has PER_PAGE rows."""
     seen: set[str] = set()
     for page, (answer, following) in enumerate(pairwise([*pages, []]), 1):
-        if len(answer) < PER_PAGE and following:
+        if len(answer) != PER_PAGE and following:
             return f"page {page} has {len(answer)} rows and not {PER_PAGE}, though page {page + 1} follows"
         if len(answer) >= PER_PAGE and to_ids(answer) <= seen:
             return f"page {page} has no coin that the pages before it have not"
@@ -873,42 +882,46 @@ def check_usable(batch: Batch, options: Namespace) -> None:
         raise DataError(f"{share}: run again later, or load the others{replay_hint(batch, options, '--force')}")
 
 
-def check_size(settings: Settings, batch: Batch, recent_sizes: list[int]) -> None:
-    """Raise DataError for a list much shorter than those of the last snapshots, and warn of one that is shorter."""
-    largest, received = max(recent_sizes, default=0), len(batch.rejected) + len(batch.rows)
-    expected = min(settings.coin_limit or largest, largest)
+def check_size(settings: Settings, batch: Batch, expected: int) -> None:
+    """Raise DataError for a list of much fewer coins than `expected` (0: nobody knows); warn of one that has fewer."""
+    received = len(batch.rejected) + len(batch.rows)
     if received < MIN_COMPLETE_SHARE * expected:
         raise DataError(
             f"the list ended early, so nothing was written: {received} coins came where {expected} were expected; run"
-            " again later, or use --force once"
+            " again later, or use --force"
         )
     if received < expected:
         log.warning("%d coins came where %d were expected: %d are missing", received, expected, expected - received)
-    if not recent_sizes and settings.coin_limit and received < settings.coin_limit:
+    if not expected and settings.coin_limit and received < settings.coin_limit:
         log.warning("the list ends with %d coins, before COIN_LIMIT=%d", received, settings.coin_limit)
 
 
-def check_missing(batch: Batch, newest: datetime, market_caps: dict[str, float]) -> None:
-    """Raise DataError when coins are missing that held much of the market cap of `newest`, the snapshot before.
+def check_missing(batch: Batch, before: datetime, market_caps: dict[str, float]) -> None:
+    """Raise DataError when coins are missing that held much of the market cap of the snapshot `before`.
 
-    `market_caps` (USD, by coin_id) are those of its COIN_LIMIT largest coins. A coin that may have fallen below the
-    limit does not count. A rejected one is not missing: it is kept, and a warning is enough.
+    `market_caps` (USD, by coin_id, the largest first) are those of its COIN_LIMIT largest coins. A rejected coin is not
+    missing: it is kept, and a warning is enough.
     """
+    absent, rejected = find_absent(batch, market_caps), to_ids(coin for _, coin in batch.rejected)
+    if held := describe_share([coin for coin in absent if coin in rejected], market_caps):
+        log.warning("rejected: %s of %s UTC; the totals lack them", held, before)
+    if held := describe_share([coin for coin in absent if coin not in rejected], market_caps):
+        raise DataError(f"missing: {held} of {before} UTC; nothing was written: run again later, or use --force once")
+
+
+def find_absent(batch: Batch, market_caps: dict[str, float]) -> list[str]:
+    """The coins that have no row, but those that may have fallen below COIN_LIMIT."""
     loaded = {row[COIN_ID]: row[MARKET_CAP] or 0.0 for row in batch.rows}
     smallest = min((market_cap for market_cap in loaded.values() if market_cap > 0), default=0.0)
-    absent = {coin for coin, market_cap in market_caps.items() if coin not in loaded and market_cap > 2 * smallest}
-    rejected = absent & to_ids(coin for _, coin in batch.rejected)
+    return [coin for coin, market_cap in market_caps.items() if coin not in loaded and market_cap > 2 * smallest]
 
-    def held_much(coins: set[str]) -> str:
-        largest = sorted(coins, key=lambda coin: -market_caps[coin])
-        share = sum(market_caps[coin] for coin in coins) / sum(market_caps.values()) if coins else 0.0
-        held = f"held {share:.1%} of the market cap of {newest} UTC: {join_quoted(largest)}"
-        return held if share > MAX_MISSING_SHARE else ""
 
-    if held := held_much(rejected):
-        log.warning("rejected coins %s; the totals lack them", held)
-    if held := held_much(absent - rejected):
-        raise DataError(f"missing coins {held}; nothing was written: run again later, or use --force once")
+def describe_share(coins: list[str], market_caps: dict[str, float]) -> str:
+    """How much of the market cap `coins` held, the largest first; "" if that is not much."""
+    share = sum(market_caps[coin] for coin in coins) / sum(market_caps.values()) if coins else 0.0
+    if share <= MAX_MISSING_SHARE:
+        return ""
+    return f"{len(coins)} coins, the largest {quote(coins[0])}, which held {share:.1%} of the market cap"
 
 
 def warn_of_future(cursor: Any, options: Namespace) -> None:
@@ -950,6 +963,7 @@ def replay_hint(batch: Batch, options: Namespace, *flags: str) -> str:
 
 
 Write = Callable[[Any, Batch], None]
+MAX_DELETE_SECONDS = 300  # in a run, which others wait for; what is left is for the next
 
 
 def batches(settings: Settings, options: Namespace) -> Iterator[Batch]:
@@ -1008,10 +1022,13 @@ def load(settings: Settings, options: Namespace, database: Database, batch: Batc
 
 def check_complete(cursor: Any, settings: Settings, batch: Batch) -> None:
     """Raise DataError when the table says that much of the market is missing. Snapshots in the future say nothing."""
-    check_size(settings, batch, crypto_prices.read_recent_sizes(cursor, future()))
-    newest = crypto_prices.read_newest(cursor, future())
-    if newest:
-        check_missing(batch, newest, crypto_prices.read_market_caps(cursor, newest, settings.coin_limit))
+    sizes = crypto_prices.read_recent_sizes(cursor, future())
+    largest = max(sizes.values(), default=0)
+    expected = min(settings.coin_limit or largest, largest)
+    check_size(settings, batch, expected)
+    if sizes:  # the newest, but no small one between larger ones, such as a plain list
+        before = next(time for time, size in sizes.items() if 2 * size >= expected)
+        check_missing(batch, before, crypto_prices.read_market_caps(cursor, before, settings.coin_limit))
 
 
 def write_rows(cursor: Any, batch: Batch) -> None:
@@ -1036,15 +1053,15 @@ def open_for_load(server: Server | None, options: Namespace) -> Iterator[Databas
 def delete_old_rows(settings: Settings, database: Database) -> int:
     """Delete the rows older than RETENTION_DAYS before the newest snapshot, and return how many these are.
 
-    In short transactions: safe to interrupt and repeat. Raises DatabaseError.
+    In short transactions, for MAX_DELETE_SECONDS at most: safe to interrupt and repeat. Raises DatabaseError.
     """
     if not settings.retention_days:
         return 0
     newest = database.transaction(partial(crypto_prices.read_newest, before=future()))
     before = newest - timedelta(days=settings.retention_days)
     deleted, since = 0, datetime.min
-    logged = time.monotonic()
-    while True:
+    started = logged = time.monotonic()
+    while time.monotonic() - started < MAX_DELETE_SECONDS:
         step = partial(crypto_prices.delete_oldest, since=since, before=before)
         try:
             since, rows = database.transaction(step)
@@ -1052,11 +1069,12 @@ def delete_old_rows(settings: Settings, database: Database) -> int:
             error.args = (f"the market is loaded, yet rows older than RETENTION_DAYS are still there: {error}",)
             raise
         if since is None:
-            return deleted
+            break
         deleted += rows
         if time.monotonic() - logged >= 60:
             logged = time.monotonic()
             log.info("%d rows older than %d days deleted, up to %s UTC", deleted, settings.retention_days, since)
+    return deleted
 
 
 # --------------------------------------------------------------------------------------------- the frame of a script

@@ -180,7 +180,7 @@ def run_pipeline(settings: Settings, options: Namespace) -> None:
                 with loading.timed():
                     etl_crypto.load(settings, options, database, batch, write)
             loading.detail = f"{coins:,} coins, {rejected:,} rejected"
-            newest = max(newest or batch, batch, key=lambda each: each.timestamp)
+            newest = max(batch, newest or batch, key=lambda each: each.timestamp)  # of equal times, the last
         for step in deleting:
             with step.timed():
                 deleted = etl_crypto.delete_old_rows(settings, database)
@@ -607,7 +607,7 @@ def delete_snapshot(settings: Settings, options: Namespace) -> None:
 def to_snapshot_time(text: str) -> datetime:
     """A time as --status prints it, with or without --json."""
     time = etl_crypto.to_time(text.removesuffix(" UTC"))
-    if time is None:
+    if time is None or time.microsecond:
         raise etl_crypto.BadValue(f"{quote(text)}, not a time such as '2040-01-01 00:00:00'")
     return time
 

@@ -121,13 +121,14 @@ def replace_snapshot(cursor: Any, timestamp: datetime, rows: list[tuple]) -> Non
     upsert(cursor, rows)
 
 
-def read_recent_sizes(cursor: Any, now: datetime) -> list[int]:
-    """How many coins each of the last five snapshots before `now` has, and the newest one at least 24 hours old."""
-    sizes = "SELECT COUNT(*) FROM crypto_prices WHERE timestamp < %s GROUP BY timestamp ORDER BY timestamp DESC LIMIT"
-    return [
-        *read_column(cursor, f"{sizes} 5", (now,)),
-        *read_column(cursor, f"{sizes} 1", (now - timedelta(hours=24),)),
-    ]
+def read_recent_sizes(cursor: Any, now: datetime) -> dict[datetime, int]:
+    """How many coins the last five snapshots before `now` have, the newest first, and the newest of 24 hours before."""
+    sizes = {}
+    for before, limit in ((now, 5), (now - timedelta(hours=24), 1)):
+        condition = f"timestamp < %s GROUP BY timestamp ORDER BY timestamp DESC LIMIT {limit}"
+        cursor.execute(f"SELECT timestamp, COUNT(*) FROM crypto_prices WHERE {condition}", (before,))
+        sizes |= dict(cursor.fetchall())
+    return sizes
 
 
 # ---------------------------------------------------------------------------------------------------------- delete
@@ -305,17 +306,16 @@ def read_last_of_days(cursor: Any, newest: datetime | None) -> list[datetime]:
 def find_dips(cursor: Any, times: list[datetime], coins: int) -> list[datetime]:
     """Those of `times`, the newest first, with fewer than 90 % of the coins of one of the 7 before and of the 7 after.
 
-    A lasting step is no dip; the newest, which has none after it, is compared with the one before. `coins` is how many
-    it has: no more times are looked at than hold COUNTED_ROWS rows.
+    A lasting step is no dip, which nobody knows yet of the newest 7. `coins` is how many the newest has: no more times
+    are looked at than hold COUNTED_ROWS rows.
     """
     statement = "SELECT COUNT(*) FROM crypto_prices WHERE timestamp = %s"
     counts = [read_column(cursor, statement, (time,))[0] for time in times[: COUNTED_ROWS // max(coins, 1)]]
-    dips = []
-    for at, count in enumerate(counts):
-        before, after = counts[at + 1 : at + 8], counts[max(at - 7, 0) : at]
-        if count < 0.9 * max(before if at else before[:1], default=0) and (not at or count < 0.9 * max(after)):
-            dips.append(times[at])
-    return dips
+    return [
+        times[at]
+        for at, count in enumerate(counts)
+        if count < 0.9 * max(counts[at + 1 : at + 8], default=0) and (at < 7 or count < 0.9 * max(counts[at - 7 : at]))
+    ]
 
 
 class Coin(NamedTuple):

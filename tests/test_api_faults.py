@@ -90,12 +90,12 @@ def test_a_fault_that_passes_loses_no_coin_on_whatever_page(
 # ---------------------------------------------------------- a list that ends early, leads elsewhere or is partly broken
 
 
-@pytest.mark.parametrize(("page", "rows"), [(1, 0), (2, 150), (3, 249), (4, 1)])
+@pytest.mark.parametrize(("page", "rows"), [(1, 0), (2, 150), (3, 251), (4, 249)])
 def test_a_short_page_that_another_follows_is_broken_and_its_list_loaded_by_force_alone(
     scripts: Scripts, market: StubCoinGecko, database: Database, page: int, rows: int
 ):
     market.coins = make_coins(1250)
-    short = market.coins[250 * (page - 1) :][:rows]
+    short = market.coins[250 * (page - 1) :][: min(rows, 250)] + make_coins(max(rows - 250, 0), first=2000)
     market.script = lambda asked, attempt: Answer(short) if asked == page else None
 
     broken = f"page {page} has {rows} rows and not 250, though page {page + 1} follows"
@@ -106,10 +106,11 @@ def test_a_short_page_that_another_follows_is_broken_and_its_list_loaded_by_forc
     assert scripts.pipeline("--replay", pending).returncode == 3
     assert database.count() == 0
 
+    coins = min(750 + rows, 1000) if page < 3 else 1000
     for forced in (scripts.pipeline("--force"), scripts.pipeline("--force", "--replay", pending)):
         assert forced.returncode == 0, forced.stderr
         assert f"loaded because of --force: {broken}" in forced.stderr
-        assert database.execute("SELECT COUNT(*) FROM crypto_prices GROUP BY timestamp")[-1] == (1000,)
+        assert database.execute("SELECT COUNT(*) FROM crypto_prices GROUP BY timestamp")[-1] == (coins,)
 
 
 @pytest.mark.parametrize("rows", [0, 249])
@@ -130,6 +131,17 @@ def test_a_small_coin_limit_does_not_hide_a_broken_page(scripts: Scripts, market
 
     one_line_error(scripts.pipeline("--coins", "100"), 3, "page 1 has 200 rows and not 250, though page 2 follows")
     assert database.count() == 0
+
+
+def test_a_market_of_short_pages_spends_few_calls(scripts: Scripts, market: StubCoinGecko):
+    market.coins = make_coins(3000)
+    market.script = lambda page, attempt: Answer(market.coins[(page - 1) * 100 : page * 100])
+
+    one_line_error(scripts.pipeline("--coins", "100"), 3, "page 1 has 100 rows and not 250, though page 2 follows")
+    assert market.pages == [1, 1, 2]
+    market.requests.clear()
+    one_line_error(scripts.pipeline("--coins", "2000"), 3, "page 1 has 100 rows")
+    assert len(market.pages) <= 9
 
 
 def test_a_page_sent_twice_is_broken(scripts: Scripts, market: StubCoinGecko, database: Database):

@@ -250,7 +250,7 @@ def test_a_snapshot_is_deleted_whole_once_its_rows_were_counted(
     assert database.execute("SELECT timestamp, COUNT(*) FROM crypto_prices GROUP BY 1") == [(NOON, 5)]
 
 
-@pytest.mark.parametrize("time", ["2025-03-14 12:00:01", "2025-03-14", "soon", ""])
+@pytest.mark.parametrize("time", ["2025-03-14 12:00:01", "2025-03-14", "soon", "", "2040-01-01 00:00:00.4"])
 def test_a_time_that_no_snapshot_has_is_exit_code_2(
     scripts: Scripts, two_snapshots: None, database: Database, time: str
 ):

@@ -35,7 +35,7 @@ def test_the_largest_of_the_last_five_snapshots_says_how_many_coins_are_expected
     result = scripts.pipeline()
 
     if exit_code:
-        one_line_error(result, 3, "ended early", "89 coins came where 100 were expected", "--force once", "--replay")
+        one_line_error(result, 3, "ended early", "89 coins came where 100 were expected", "--force", "--replay")
     else:
         assert result.returncode == 0, result.stderr
         assert "90 coins came where 100 were expected: 10 are missing" in result.stderr
@@ -90,10 +90,8 @@ def test_missing_coins_that_held_much_of_the_market_refuse_the_list_and_force_on
     api.coins = make_coins(500, first=40)
     scripts.settings["COIN_LIMIT"] = "500"
 
-    named = "'coin-00001', 'coin-00002', 'coin-00003', 'coin-00004', 'coin-00005' and 34 more"
-    one_line_error(
-        scripts.pipeline(), 3, "missing coins held 62.6% of the market cap", named, "--force once", "--replay"
-    )
+    named = "missing: 39 coins, the largest 'coin-00001', which held 62.6% of the market cap"
+    one_line_error(scripts.pipeline(), 3, named, "--force once", "--replay")
     assert database.count() == 1000
     assert len(scripts.kept("*.pending.json.gz")) == 1
 
@@ -126,6 +124,16 @@ def test_a_missing_coin_of_up_to_twice_the_smallest_may_have_fallen_below_the_li
     assert scripts.pipeline().returncode == exit_code
 
 
+@pytest.mark.parametrize("small", [make_coins(5), [make_coin(900)]], ids=["of few coins", "of another coin"])
+def test_a_small_snapshot_in_between_is_no_measure(scripts: Scripts, api: StubCoinGecko, small: list[dict]):
+    scripts.load({utc_now() - 2 * HOUR: make_coins(120), utc_now() - HOUR: small})
+    whole, api.coins = api.coins, [coin for coin in api.coins if not 5 < coin["market_cap_rank"] < 45]
+    assert scripts.pipeline("--coins", "80").returncode == 3
+
+    api.coins = whole
+    assert scripts.pipeline().returncode == 0
+
+
 def test_coins_without_a_market_cap_say_nothing(scripts: Scripts, api: StubCoinGecko):
     unknown = [make_coin(n, market_cap=cap) for n, cap in ((8, 0), (9, None))]
     scripts.load({utc_now() - HOUR: [*make_coins(7), *unknown]})
@@ -149,8 +157,8 @@ def test_a_coin_that_is_rejected_is_warned_of_and_not_missing(scripts: Scripts, 
     result = scripts.pipeline()
 
     assert result.returncode == 0
-    assert "rejected coins held 18.6% of the market cap" in result.stderr
-    assert "'coin-00001'; the totals lack them" in result.stderr
+    assert "rejected: 1 coins, the largest 'coin-00001', which held 18.6% of the market cap" in result.stderr
+    assert "the totals lack them" in result.stderr
     assert newest_size(database) == 119
 
 

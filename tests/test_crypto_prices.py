@@ -131,6 +131,18 @@ def test_a_raw_snapshot_that_is_replayed_replaces_history_and_other_rows_of_its_
     assert database.execute("SELECT COUNT(*) FROM crypto_prices WHERE market_cap_tier IS NULL") == [(0,)]
 
 
+def test_of_two_raw_snapshots_of_one_time_the_last_one_is_shown_and_stays(scripts: Scripts, database: Database):
+    scripts.load({NOON: make_coins(6)})
+    six = scripts.folder / "six.json"
+    (scripts.folder / "2025-03-14T12-00-00.json").rename(six)
+    scripts.load({NOON: make_coins(5)})
+
+    result = scripts.pipeline("--replay", six, scripts.folder / "2025-03-14T12-00-00.json")
+
+    assert "snapshot 2025-03-14 12:00 UTC: 5 coins" in result.stdout
+    assert database.count() == 5
+
+
 def test_a_plain_list_only_adds_and_updates(scripts: Scripts, database: Database, tmp_path: Path):
     scripts.load({datetime(2025, 3, 14, 23, 59): make_coins(3)})
     plain = tmp_path / "plain.json"

@@ -70,7 +70,8 @@ def test_status_and_the_summary_count_the_coins_whose_figures_are_stale_and_name
         ([10, 8, 8, 8, 10, 10], [5, 4, 3]),
         ([10, 10, 9, 10, 10], []),
         ([10, 10, 10, 8], [1]),  # nobody knows yet whether it lasts
-        ([10, 10, 8, 8], []),  # a lasting step, by the 8 of today
+        ([10, 10, 8, 8], [2, 1]),  # nor of these
+        ([10, 10] + 8 * [8], [7, 6, 5, 4, 3, 2]),  # of the oldest it is known: a lasting step
         ([8, 8, 10, 10], []),
         ([10] + 14 * [7] + [10, 10], []),  # fewer for two weeks
     ],
@@ -78,17 +79,16 @@ def test_status_and_the_summary_count_the_coins_whose_figures_are_stale_and_name
 def test_days_with_fewer_coins_than_those_before_and_after_are_marked(
     scripts: Scripts, coins: list[int], fewer: list[int]
 ):
-    lasting = coins[-2:] == [8, 8]
     days = {midnight(ago): make_coins(size) for ago, size in zip(range(len(coins), 0, -1), coins, strict=True)}
     thin = {midnight(len(coins) + 1) + timedelta(hours=1): make_coins(3)}  # in mid-day: the last of the day counts
     whole = {midnight(len(coins) + 1) + timedelta(hours=2): make_coins(coins[0])}
-    today = {TODAY: make_coins(8)} if lasting else {}
-    scripts.load(thin | whole | days | today)
+    scripts.load(thin | whole | days)
 
     marked = sorted(f"{midnight(ago):%Y-%m-%d}" for ago in fewer)
     result = scripts.pipeline("--status")
     shown = [line.removeprefix("fewer coins          on ") for line in result.stdout.splitlines() if "fewer" in line]
-    assert shown == ([", ".join(reversed(marked))] if marked else [])
+    more = f" and {len(marked) - 5} days before" if len(marked) > 5 else ""
+    assert shown == ([", ".join(reversed(marked[-5:])) + more] if marked else [])
     facts = json.loads(scripts.pipeline("--status", "--json").stdout)
     assert sorted(facts["days_with_fewer_coins"]) == marked
 
