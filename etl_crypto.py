@@ -21,6 +21,8 @@ import os
 import re
 import shlex
 import signal
+import ssl
+import stat
 import subprocess
 import sys
 import threading
@@ -63,7 +65,11 @@ class DataError(PipelineError):
     exit_code = 3
 
 
-class NotFoundError(DataError):
+class RejectedCallError(DataError):
+    """CoinGecko rejected one call for good; another may do."""
+
+
+class NotFoundError(RejectedCallError):
     """CoinGecko does not know what was asked for."""
 
 
@@ -73,6 +79,7 @@ PUBLIC_API = "https://api.coingecko.com/api/v3"
 PRO_API = "https://pro-api.coingecko.com/api/v3"
 
 BadValue = argparse.ArgumentTypeError  # a bad setting or option, and what is wanted
+NO_CA = "none"  # as MYSQL_SSL_CA: nobody's certificate is checked
 
 
 def to_number(kind: type, low: float, high: float, text: str) -> float:
@@ -107,7 +114,9 @@ def to_path(text: str, folder: Path = PROJECT_DIR) -> Path:
         raise BadValue(f"{quote(text)}, and there is no such home folder") from None
 
 
-def to_ca_file(text: str) -> Path:
+def to_ca_file(text: str) -> Path | str:
+    if text.strip().lower() == NO_CA:
+        return NO_CA
     if not os.path.isfile(to_path(text)):  # noqa: PTH113 - false for a folder without access, where is_file() raises
         raise BadValue(f"{quote(text)}, not a file with CA certificates (PEM)")
     return to_path(text)
@@ -127,7 +136,7 @@ class Settings:
     mysql_database: str = setting("crypto_db", to_match, ".+", "the name of a database")
     mysql_user: str | None = setting(None, str.strip)
     mysql_password: str | None = setting(None, str, is_secret=True)
-    mysql_ssl_ca: Path | None = setting("", or_none, to_ca_file)  # noqa: RUF009
+    mysql_ssl_ca: Path | str | None = setting("", or_none, to_ca_file)  # noqa: RUF009
     coingecko_api_key: str = setting("", to_match, "[!-~]*", "a key of CoinGecko", is_secret=True)
     coingecko_api_plan: str = setting("demo", lambda text: to_match("demo|pro", "demo or pro", text.lower()))
     coingecko_base_url: str = setting("", str.strip)
@@ -145,14 +154,22 @@ class Settings:
 
     @property
     def server(self) -> Server:
-        """The database server. Raises ConfigError when the account is not set: some runs need none."""
+        """The database server. Raises ConfigError without an account, or a CA file for another machine: some runs need
+        no server.
+        """
         if not self.mysql_user or self.mysql_password is None:
             raise ConfigError(
                 f"{'MYSQL_PASSWORD' if self.mysql_user else 'MYSQL_USER'} is not set: copy .env.example to .env and"
                 " fill it in, or use this project's own server: bash sql/local_mysql.sh python pipeline_orchestrator.py"
             )
+        if not self.mysql_ssl_ca and not is_loopback(self.mysql_host):
+            raise ConfigError(
+                f"MYSQL_SSL_CA is empty, so whoever answers as {quote(self.mysql_host)} would get the password: set it"
+                f" to the CA file of that server, or to {NO_CA} to trust whoever answers"
+            )
         where = (self.mysql_host, self.mysql_port, self.mysql_database)
-        return Server(*where, self.mysql_user, self.mysql_password, self.mysql_ssl_ca)
+        ssl_ca = None if self.mysql_ssl_ca == NO_CA else self.mysql_ssl_ca
+        return Server(*where, self.mysql_user, self.mysql_password, ssl_ca)
 
 
 def read_environment(env_file: Path | None) -> dict[str, str]:
@@ -278,9 +295,11 @@ CALLS_IN_FLIGHT = 4
 LONGEST_BACKOFF = 60.0  # seconds; CoinGecko counts by the minute
 RETRIES_OF_403 = 2  # without a reason in its body: some pass
 MAX_ANSWER_BYTES = 20_000_000  # a page of 250 coins has 0.3 MB
+MAX_DEPTH = 50  # of lists and objects in an answer; CoinGecko's has 3
 HINTS_BY_API_ERROR = {
     10002: "set COINGECKO_API_KEY",
     10005: "this needs another plan: check COINGECKO_API_PLAN",
+    10006: "this month's calls of the key are used up: wait for the next month, or take another key or plan",
     10010: "a Pro key needs COINGECKO_API_PLAN=pro",
     10011: "a Demo key needs COINGECKO_API_PLAN=demo",
     10012: "it reaches further back than the plan allows",
@@ -294,11 +313,19 @@ SAMPLE_COMMAND = (
 class RetryableError(Exception):
     """A call that may succeed next time; not before `retry_after` seconds, if the API asked for that."""
 
-    def __init__(self, problem: str, retry_after: float = 0.0, is_refusal: bool = False, was_sent: bool = True) -> None:
+    def __init__(
+        self,
+        problem: str,
+        retry_after: float = 0.0,
+        is_refusal: bool = False,
+        was_sent: bool = True,
+        is_rate_limit: bool = False,
+    ) -> None:
         super().__init__(problem)
         self.retry_after = retry_after
         self.is_refusal = is_refusal
         self.was_sent = was_sent
+        self.concerns_all = is_rate_limit or not was_sent  # whatever is asked for
 
 
 class CoinGecko:
@@ -331,6 +358,7 @@ class CoinGecko:
         self.session = requests.Session()
         host = urlsplit(settings.coingecko_base_url).hostname or ""
         self.session.trust_env = not is_loopback(host)  # a proxy is for other machines
+        self.session.auth = lambda request: request  # without one, a password of ~/.netrc would be sent
         self.session.headers["User-Agent"] = "crypto-market-pipeline (python-requests)"  # an empty one is answered 403
         if settings.coingecko_api_key:
             self.session.headers[f"x-cg-{settings.coingecko_api_plan}-api-key"] = settings.coingecko_api_key
@@ -340,30 +368,49 @@ class CoinGecko:
             self.threads.shutdown(wait=False, cancel_futures=True)
             self.session.close()
 
-    def fetch_each(self, what: str, fetch: Fetch, keys: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    def fetch_each(
+        self, what: str, fetch: Fetch, keys: Iterable[Any], tries: int | None = None
+    ) -> Iterator[tuple[Any, Any]]:
         """Each of `keys`, in order, with what `fetch(key)`, one call, answers; four at a time.
 
         Transient failures are retried as long as the budget lasts. Raises DataError for any other failure. `what` names
-        a key in messages: page or coin.
+        a key in messages: page or coin. With `tries`, a key that fails on its own, for good or so often, comes with its
+        error in place of an answer; that spends no budget.
         """
         keys = iter(keys)
         while wave := list(islice(keys, CALLS_IN_FLIGHT)):
-            answers: dict[Any, Any] = {}
-            failures = refusals = 0
-            while missing := [key for key in wave if key not in answers]:
-                problems: dict[Any, RetryableError] = {}
-                for key, call in zip(missing, self.call_all(fetch, missing), strict=True):
-                    try:
-                        answers[key] = call.result(timeout=0)
-                    except TimeoutError:  # however the answer trickles in
-                        problems[key] = RetryableError(f"no complete answer within {self.timeout:g} s")
-                    except RetryableError as problem:
-                        problems[key] = problem
-                if problems:
-                    refusals += any(problem.is_refusal for problem in problems.values())
-                    self.wait_to_retry(what, problems, failures, refusals)
-                    failures = min(failures + 1, 9)  # more make no difference
-            yield from ((key, answers[key]) for key in wave)
+            yield from self.fetch_wave(what, fetch, wave, tries).items()
+
+    def fetch_wave(self, what: str, fetch: Fetch, keys: list[Any], tries: int | None) -> dict[Any, Any]:
+        """fetch_each() for as many keys as are called at a time: those that fail are waited for together."""
+        answers: dict[Any, Any] = {}
+        tries_left = dict.fromkeys(keys, tries or math.inf)
+        rounds = refusals = 0
+        while keys:
+            for key, call in zip(keys, self.call_all(fetch, keys), strict=True):
+                answers[key] = self.outcome(call, passes_over=bool(tries))
+            problems = {key: answers[key] for key in keys if isinstance(answers[key], RetryableError)}
+            for key, problem in problems.items():
+                tries_left[key] -= not problem.concerns_all
+            keys = [key for key in problems if tries_left[key] > 0]
+            if keys:
+                refusals += any(problem.is_refusal for problem in problems.values())
+                self.wait_to_retry(what, {key: problems[key] for key in keys}, rounds, refusals, bool(tries))
+                rounds = min(rounds + 1, 9)  # more make no difference
+        return answers
+
+    def outcome(self, call: Future, passes_over: bool) -> Any:
+        """What a call answered, or why it may be retried, or with `passes_over` why not. Raises DataError."""
+        try:
+            return call.result(timeout=0)
+        except TimeoutError:  # however the answer trickles in
+            return RetryableError(f"no complete answer within {self.timeout:g} s")
+        except RetryableError as problem:
+            return problem
+        except RejectedCallError as problem:
+            if not passes_over:
+                raise
+            return problem
 
     def call_all(self, fetch: Fetch, keys: list[Any]) -> Iterator[Future]:
         """One call for each of `keys`, in parallel as far as the rate limit allows; one that is not done timed out."""
@@ -393,21 +440,26 @@ class CoinGecko:
                 log.info("%d calls made, %d a minute are allowed: waiting %.0f s", self.calls, limit, pause)
             self.sleep(pause)
 
-    def wait_to_retry(self, what: str, problems: dict[Any, RetryableError], failures: int, refusals: int) -> None:
+    def wait_to_retry(
+        self, what: str, problems: dict[Any, RetryableError], rounds: int, refusals: int, has_tries: bool
+    ) -> None:
         """Wait before calls that failed are made again; DataError when that is not worth it."""
-        pause = max(min(2.0**failures, LONGEST_BACKOFF), *(problem.retry_after for problem in problems.values()))
+        pause = max(min(2.0**rounds, LONGEST_BACKOFF), *(problem.retry_after for problem in problems.values()))
         (key, problem), *others = problems.items()
         failed = f"{what} {quote(key)}: {problem}" + (f" (and {len(others)} more)" if others else "")
-        if refusals > RETRIES_OF_403:
+        if refusals > RETRIES_OF_403 and not has_tries:
             raise DataError(f"CoinGecko, {failed}, again and again: {RUN_LATER}")
-        if pause > self.budget:
+        if has_tries and not any(problem.concerns_all for problem in problems.values()):
+            pause = min(pause, LONGEST_BACKOFF)
+        elif pause > self.budget:
             raise DataError(
                 f"CoinGecko, {failed}; the next try is due in {pause:.0f} s, and RETRY_BUDGET_SECONDS="
                 f"{self.settings.retry_budget_seconds:g} has {self.budget:.0f} s left: {RUN_LATER}"
                 + (f", or load the sample market: {SAMPLE_COMMAND}" if what == "page" else "")
             )
+        else:
+            self.budget -= pause
         log.warning("%s; trying again in %.0f s", failed, pause)
-        self.budget -= pause
         self.sleep(pause)
 
     def fetch_page(self, page: int) -> list:
@@ -436,6 +488,11 @@ class CoinGecko:
         except (requests.RequestException, ValueError) as error:  # requests lets some errors of parsing through
             cause = root_cause(error)
             reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                trust = "behind a company's proxy, set REQUESTS_CA_BUNDLE to a file with its CA certificates (PEM)"
+                raise DataError(
+                    f"the certificate of {url} is not trusted ({quote(cause.verify_message)}): {trust}"
+                ) from error
             was_sent = not isinstance(cause, OSError) or isinstance(cause, ConnectionResetError)  # else: no network
             raise RetryableError(f"no answer from {url} ({quote(reason)})", was_sent=was_sent) from error
         if key := self.settings.coingecko_api_key:  # whoever answers may send it back, and messages are cut anywhere
@@ -480,28 +537,63 @@ class CoinGecko:
         if 403 in (status, code):
             raise RetryableError(answered, is_refusal=True)
         if 300 <= status < 500 and status not in (408, 429):
-            raise DataError(f"CoinGecko rejected the call ({answered}): set COINGECKO_BASE_URL to its own address")
-        raise RetryableError(answered, retry_after=to_seconds(response.headers.get("Retry-After", "")))
+            kind = RejectedCallError if status >= 400 else DataError
+            raise kind(f"CoinGecko rejected the call ({answered}): set COINGECKO_BASE_URL to its own address")
+        retry_after = to_seconds(response.headers.get("Retry-After", ""))
+        raise RetryableError(answered, retry_after, is_rate_limit=429 in (status, code))
 
 
-def parse_json(text: bytes | str) -> Any:
-    """JSON. An integer of 20 digits or more becomes a float: columns are DOUBLE. Raises ValueError."""
+def parse_json(text: bytes) -> Any:
+    """JSON. An integer of 20 digits or more becomes a float: columns are DOUBLE. Raises ValueError.
+
+    What is nested deeper than MAX_DEPTH becomes empty: Python could not write or print it.
+    """
+    loads = partial(json.loads, parse_int=lambda digits: int(digits) if len(digits) < 20 else float(digits))
     try:
-        return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 20 else float(digits))
+        answer = loads(text)
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        answer = loads(cut_depth(text))
+    level = containers_in([answer])
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in containers_in(outer)]
+    for container in level:
+        container.clear()
+    return answer
+
+
+def containers_in(outer: list | dict) -> list[list | dict]:
+    return [inner for inner in (outer.values() if type(outer) is dict else outer) if type(inner) in (list, dict)]
+
+
+def cut_depth(text: bytes) -> bytes:
+    """JSON without what its lists and objects hold deeper than MAX_DEPTH."""
+    depth = start = 0
+    kept = []
+    for token in re.finditer(rb'"(?:[^"\\]|\\.)*"|[][{}]', text):
+        depth += (token[0] in (b"[", b"{")) - (token[0] in (b"]", b"}"))
+        if depth == MAX_DEPTH and token[0] in (b"]", b"}"):
+            start = token.start()
+        elif depth == MAX_DEPTH + 1 and token[0] in (b"[", b"{"):
+            kept.append(text[start : token.end()])
+    return b"".join(kept if depth > MAX_DEPTH else [*kept, text[start:]])
 
 
 def api_error(answer: Any) -> tuple[int | None, str | None]:
-    """Error code and message of an error body: CoinGecko has three forms. (None, None) for anything else."""
+    """Error code and message of an error body, wherever CoinGecko puts them; (None, None) for anything else."""
     if not isinstance(answer, dict):
         return None, None
-    error = answer.get("error")
-    status = answer.get("status") or (error.get("status") if isinstance(error, dict) else None)
-    if isinstance(status, dict):
-        code = str(status.get("error_code"))
-        return int(code) if code.isdecimal() and len(code) < 9 else None, str(status.get("error_message") or "an error")
-    return None, error if isinstance(error, str) else None
+    codes = [str(code) for code in find_values(answer, "error_code")]
+    texts = [text for text in find_values(answer, "error_message", "error") if isinstance(text, str)]
+    code = next((int(code) for code in codes if code.isdecimal() and len(code) < 9), None)
+    return code, next(iter(texts), "an error" if codes else None)
+
+
+def find_values(answer: dict, *keys: str) -> list[Any]:
+    """What stands under `keys` in `answer` and in the objects within, the outermost first."""
+    places = [answer]
+    for place in places:
+        places += [inner for inner in place.values() if isinstance(inner, dict)]
+    return [place[key] for place in places for key in keys if place.get(key)]
 
 
 def to_seconds(retry_after: str) -> float:
@@ -601,6 +693,7 @@ PENDING, LOADED, REJECTED = ".pending.json.gz", ".json.gz", ".rejected.jsonl"
 LOADED_RE = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ(_\d+)?\.json\.gz")
 UNFINISHED_RE = re.compile(r".+\.(json\.gz|jsonl)\.\w+\.tmp")
 FILE_TIME = "%Y-%m-%dT%H-%M-%SZ"
+MAX_FILE_BYTES = 64_000_000  # unpacked
 
 
 class Snapshot(NamedTuple):
@@ -662,10 +755,17 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in a file, plain or gzipped. Raises DataError, which leaves the path out."""
+    """The JSON in a regular file, plain or gzipped, of MAX_FILE_BYTES at most. Raises DataError, without the path."""
     try:
-        content = path.read_bytes()
-        return parse_json(gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content)
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError("it is no regular file: leave it out")
+        with path.open("rb") as file:
+            is_gzip = file.read(2) == b"\x1f\x8b"
+        with (gzip.open if is_gzip else open)(path, "rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise DataError(f"it holds more than {MAX_FILE_BYTES // 1_000_000} MB, and all coins are 20: leave it out")
+        return parse_json(content)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         problem = getattr(error, "strerror", None) or quote(str(error))
         raise DataError(f"cannot read JSON or gzip ({problem}): correct the path or leave it out") from error

@@ -198,6 +198,9 @@ def load_and_segment(cursor: Any, batch: Batch, settings: Settings, options: Nam
 # -------------------------------------------------------------------------------------------------------- backfill
 
 MAX_HISTORY_DAYS = 365  # back, without a key and with a Demo key
+LATEST_POINT = timedelta(minutes=5)  # after 00:00: some days' points come late
+TRIES = 4  # of a coin's history
+MAX_FAILED_IN_A_ROW = 10  # coins; then it is not the coins
 DEMO_CALLS_PER_MONTH = 10_000
 HISTORY_FILE = re.compile(r"(?P<name>.+\.[0-9a-f]{16})\.(?P<asked>\d{4}-\d\d-\d\d)\.(?P<days>\d+)\.json\.gz")
 RUN_LOCK_TIMEOUT = 1_800  # seconds for a run that is going on: without a key one may wait for the API for minutes
@@ -378,10 +381,10 @@ def fetch_history(api: etl_crypto.CoinGecko, coin_id: str, days: int) -> dict | 
 
 def fetch_histories(
     settings: Settings, options: Namespace, backfill: Backfill, now: datetime
-) -> Iterator[tuple[Coin, dict | None]]:
-    """The answer for each coin to ask for, which is kept as it comes; None for one that is gone.
+) -> Iterator[tuple[Coin, dict | Exception | None]]:
+    """The answer for each coin to ask for, which is kept as it comes; None for one that is gone, or why there is none.
 
-    Raises DataError, which says how to go on.
+    Raises DataError, which says how to go on, for what concerns all coins.
     """
     days = days_to_ask(settings, backfill.days[0], floor_time(now, MINUTES_PER_DAY))
     coins = {coin.coin_id: coin for coin in backfill.missing}
@@ -395,9 +398,12 @@ def fetch_histories(
             kept_ids.append(coin_id)
             return answer
 
+        failed = 0
         try:
-            for done, (coin_id, answer) in enumerate(api.fetch_each("coin", fetch, coins), 1):
-                api.budget = settings.retry_budget_seconds  # each coin has its own
+            for done, (coin_id, answer) in enumerate(api.fetch_each("coin", fetch, coins, TRIES), 1):
+                failed = failed + 1 if isinstance(answer, Exception) else failed if answer is None else 0
+                if failed == MAX_FAILED_IN_A_ROW:
+                    raise DataError(f"CoinGecko, coin {quote(coin_id)} and the {failed - 1} before it: {answer}")
                 progress.update(done)
                 yield coins[coin_id], answer
         except DataError as error:
@@ -415,8 +421,13 @@ class History:
 
     rows: dict[datetime, list[tuple]]
     skipped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    failed: list[str] = field(default_factory=list)  # coins whose history could not be had
 
-    def add(self, coin: Coin, answer: dict | None) -> None:
+    def add(self, coin: Coin, answer: dict | Exception | None) -> None:
+        if isinstance(answer, Exception):
+            log.warning("coin %s has no history now: %s", quote(coin.coin_id), answer)
+            self.failed.append(coin.coin_id)
+            return
         rows = list(to_history_rows(coin, to_points(answer or {}), self.rows))
         for row in rows:
             self.rows[row[0]].append(row)
@@ -443,7 +454,7 @@ def to_days(points: Any) -> dict[datetime, float]:
             milliseconds, figure = point
             moment = etl_crypto.EPOCH + timedelta(milliseconds=milliseconds)
             day = floor_time(moment, MINUTES_PER_DAY)
-            if type(figure) in (int, float) and math.isfinite(figure) and moment - day < timedelta(minutes=1):
+            if type(figure) in (int, float) and math.isfinite(figure) and moment - day <= LATEST_POINT:
                 days.setdefault(day, float(figure))
     return days
 
@@ -499,14 +510,22 @@ def run_backfill(settings: Settings, options: Namespace) -> None:
                 fetching.detail = f"nothing to ask for, {len(backfill.kept)} coins kept before"
                 for coin, path in backfill.kept.items():
                     history.add(coin, read_history(path))
-                for asked, (coin, answer) in enumerate(fetch_histories(settings, options, backfill, now), 1):
-                    history.add(coin, answer)
-                    database.keepalive()
-                    fetching.detail = f"{asked} coins asked for, {len(backfill.kept)} kept before"
+                try:
+                    for asked, (coin, answer) in enumerate(fetch_histories(settings, options, backfill, now), 1):
+                        history.add(coin, answer)
+                        database.keepalive()
+                        fetching.detail = f"{asked} coins asked for, {len(backfill.kept)} kept before"
+                except KeyboardInterrupt:
+                    if settings.snapshot_dir:
+                        log.warning("the answers that came are kept: run the same command to go on")
+                    raise
             with writing.timed():
                 write_days(settings, history.rows, writing)
         for reason, coins in history.skipped.items():
             log.warning("skipped, %s: %d coins, %s", reason, len(coins), join_quoted(coins))
+        if history.failed:
+            names = f"{len(history.failed)} coins ({join_quoted(history.failed)})"
+            raise DataError(f"{names} could not be had (why, see above): run the same command to ask for them again")
 
 
 def write_days(settings: Settings, rows: Mapping[datetime, list[tuple]], step: Step) -> None:

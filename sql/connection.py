@@ -59,31 +59,40 @@ LOST = (1053, 1317, 1927, 2006, 2013, 2055, 3024, 4031)  # shut down, killed, lo
 NO_SERVER = (2002, 2003, 2005)
 NO_TLS = (2026,)  # or a server that went away during the handshake
 LOCKED = (1020, 1205, 1213)  # changed by another (innodb_snapshot_isolation), lock wait, deadlock
-TRANSIENT = (*LOST, *NO_SERVER, *NO_TLS, *LOCKED)
+READ_ONLY = (1290, 1792, 1836, 3032)  # or offline: a failover shows as one of these for 10 to 30 s
+TRANSIENT = (*LOST, *NO_SERVER, *NO_TLS, *LOCKED, *READ_ONLY)
 OTHER_TABLE = (
     "{database}.crypto_prices was made by something else ({error}): keep it under another name (RENAME TABLE), then run"
     " sql/crypto_prices.sql and sql/accounts.sql, see README.md"
 )
 HINTS = {
-    NO_SERVER: "no MySQL server answers at {server}: start it, or check MYSQL_HOST and MYSQL_PORT (or use a server of"
+    NO_SERVER: "no MySQL server answers at {server} ({error}): start it, or check MYSQL_HOST and MYSQL_PORT (or use"
     " this project's own: bash sql/local_mysql.sh python pipeline_orchestrator.py)",
-    LOST: "the connection to MySQL at {server} was lost: check that the server is up, then run again",
-    LOCKED: "other sessions hold locks on {database}.crypto_prices or its rows: end them, then run again",
+    LOST: "the connection to MySQL at {server} was lost ({error}): check that the server is up, then run again",
+    LOCKED: "other sessions hold locks on {database}.crypto_prices or its rows ({error}): end them, then run again",
     NO_TLS: "no trusted TLS connection to {server} ({error}): check MYSQL_SSL_CA, and that MYSQL_HOST is the name in"
     " the server's certificate",
-    (1146, 1932): "no table {database}.crypto_prices at {server}: run sql/crypto_prices.sql, or check MYSQL_DATABASE",
+    READ_ONLY: "the server at {server} takes no writes ({error}): run again after its failover or maintenance, or set"
+    " MYSQL_HOST to the one that takes them",
+    (1146, 1932): "no table {database}.crypto_prices at {server} ({error}): run sql/crypto_prices.sql, or check"
+    " MYSQL_DATABASE",
     (1049,): "there is no database {database} at {server}: run sql/database.sql, or check MYSQL_DATABASE",
-    (1044,): "{user} has no right on a database {database} at {server}, or there is none: check MYSQL_DATABASE, or run"
-    " sql/database.sql, sql/crypto_prices.sql and sql/accounts.sql with its name in place of crypto_db",
-    (1045, 1698): "MySQL at {server} refused the login of {user}: check MYSQL_USER and MYSQL_PASSWORD",
+    (1044,): "{user} has no right on a database {database} at {server}, or there is none ({error}): check"
+    " MYSQL_DATABASE, or run the three files of sql/ with its name in place of crypto_db",
+    (1045, 1698): "MySQL at {server} refused the login of {user} ({error}): check MYSQL_USER and MYSQL_PASSWORD",
+    (1130,): "MySQL at {server} lets {user} in from other machines only ({error}): run CREATE USER and GRANT as in"
+    " sql/accounts.sql for this one",
     (1820, 1862, 3118): "the account {user} at {server} is locked or its password expired: run ALTER USER ({error})",
     (2061,): "{user} cannot log in at {server} without TLS: enable TLS in the server ({error})",
-    (1142, 1143, 1227): "{user} lacks a right on {database}.crypto_prices at {server}: run sql/accounts.sql ({error})",
+    (1142, 1143, 1227): "{user} lacks a right on {database}.crypto_prices at {server} ({error}): run sql/accounts.sql",
     (1048, 1054, 1264, 1265, 1364, 1366, 1406): OTHER_TABLE,
     (1153,): "the server at {server} takes no statement of 1,000 rows: raise its max_allowed_packet to 16M",
-    (1290, 1792, 1836): "the server at {server} is read-only: set MYSQL_HOST to the one that takes writes",
-    (1021, 1114): "the server at {server} has no room left: free disk space, or delete old snapshots, see README.md",
-    (1040, 1203, 1226): "the server at {server} takes no more connections: end some, or raise its max_connections",
+    (1015,): "the server at {server} cannot lock the table ({error}): look into its log, it may be in recovery"
+    " (innodb_force_recovery, innodb_read_only)",
+    (1021, 1114): "the server at {server} has no room left ({error}): free disk space, or set RETENTION_DAYS",
+    (1040, 1203): "the server at {server} takes no more connections ({error}): end some, or raise its max_connections",
+    (1226,): "the account {user} at {server} has used up a limit of its own ({error}): wait an hour, or raise it by"
+    " ALTER USER ... WITH",
 }
 
 
@@ -108,7 +117,7 @@ def explain(error: Exception, server: Server) -> DatabaseError:
     otherwise = "MySQL at {server}: {error}; see the server's log, then run again"
     hint = next((hint for numbers, hint in HINTS.items() if errno in numbers), otherwise)
     where = {"server": f"{server.host}:{server.port}", "user": quote(server.user), "database": server.database}
-    return DatabaseError(hint.format(**where, error=quote(str(error), 300)), errno)
+    return DatabaseError(hint.format(**where, error=quote(str(error))), errno)
 
 
 # --------------------------------------------------------------------------------------------------------- session
@@ -181,7 +190,7 @@ def connect(server: Server) -> Any:
 
 # -------------------------------------------------------------------------------------------------------- database
 
-RETRY_SECONDS = 30  # how long a transaction is retried: a server restarts, a lost session lets go of its lock
+RETRY_SECONDS = 30  # how long a transaction is retried: a server restarts or fails over, a lost session ends
 
 
 class Lock(NamedTuple):
@@ -202,12 +211,13 @@ class Database:
         self.server = server
         self.lock = lock
         self.connection: Any = None
-        self._retry(self._ensure_open, lock_timeout, transient=())
+        self._retry(self._ensure_open, READ_ONLY, lock_timeout)
 
     def transaction(self, work: Callable[[Any], Result]) -> Result:
         """What `work(cursor)` returns. Commit on success, roll back and re-raise on error: the one place that commits.
 
-        A deadlock, a lock wait and a lost connection are retried for RETRY_SECONDS: `work` must be idempotent.
+        A deadlock, a lock wait, a lost connection and a server that is read-only are retried for RETRY_SECONDS, as a
+        failover takes: `work` must be idempotent.
         """
 
         def attempt() -> Result:
@@ -223,7 +233,7 @@ class Database:
                     self.connection.rollback()
                 raise
 
-        return self._retry(attempt, RETRY_SECONDS, TRANSIENT)
+        return self._retry(attempt, TRANSIENT)
 
     def keepalive(self) -> None:
         """Keep an idle session and its lock, whatever the server's timeouts are; a lost one is replaced if possible."""
@@ -254,24 +264,26 @@ class Database:
                 raise AlreadyRunningError(f"{busy}: wait until it has ended, then run again")
         self.connection = connection
 
-    def _retry(self, step: Callable[[], Result], timeout: float, transient: tuple[int, ...]) -> Result:
-        """What `step()` returns, retried for `timeout` seconds while the lock is held or an error is `transient`."""
-        deadline = warned = None
+    def _retry(
+        self, step: Callable[[], Result], transient: tuple[int, ...], lock_timeout: float = RETRY_SECONDS
+    ) -> Result:
+        """What `step()` returns, retried for RETRY_SECONDS while an error is `transient`, or the lock is held."""
+        started = warned = None
         failures = 0
         while True:
             try:
                 with defer_signals():
                     return step()
             except AlreadyRunningError as error:
-                problem, is_transient = error, True
+                problem, timeout = error, lock_timeout
             except mysql_errors() as error:
                 problem = explain(error, self.server)
                 problem.__cause__ = error
-                is_transient = problem.errno in transient
+                timeout = RETRY_SECONDS if problem.errno in transient else 0
                 if problem.errno not in LOCKED:  # after a lock wait or a deadlock it is still usable
                     self.close()
-            deadline = deadline or time.monotonic() + timeout
-            if not is_transient or time.monotonic() >= deadline:
+            started = started or time.monotonic()
+            if time.monotonic() >= started + timeout:
                 raise problem
             if str(problem) != warned:
                 warned = str(problem)

@@ -19,6 +19,7 @@ from tests.conftest import (
     Scripts,
     last_line,
     make_coin,
+    make_coins,
     midnight,
     one_line_error,
     posix_only,
@@ -135,6 +136,20 @@ def test_points_in_mid_day_and_points_that_are_none_make_no_day(
     assert [row[0] for row in history(database)] == [midnight(1)]
 
 
+def test_a_point_up_to_five_minutes_after_midnight_is_that_of_the_day(
+    scripts: Scripts, small_market: StubCoinGecko, database: Database
+):
+    coin = small_market.coins[0]
+    answer = make_history(coin, 5, datetime.now(UTC))
+    for points in answer.values():
+        for point, late in zip(points, (0, 120_836, 300_000, 300_001, 3_000), strict=False):
+            point[0] += late
+    small_market.history_script = lambda coin_id, attempt: Answer(answer) if coin_id == coin["id"] else None
+
+    assert scripts.pipeline("--backfill", 4).returncode == 0
+    assert [row[0] for row in history(database)] == [midnight(day) for day in (4, 3, 1)]
+
+
 def test_a_price_that_stands_still_has_a_change_of_zero(
     scripts: Scripts, small_market: StubCoinGecko, database: Database
 ):
@@ -207,7 +222,9 @@ def test_an_interrupted_backfill_goes_on_where_it_stopped(
     while len(list(scripts.snapshots.glob("history/*.gz"))) < 3:
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    one_line_error(scripts.finish(process), 143)
+    result = scripts.finish(process)
+    one_line_error(result, 143)
+    assert "the answers that came are kept: run the same command to go on" in result.stderr
     assert database.count() == 5
     small_market.requests.clear()
     small_market.history_script = lambda coin_id, attempt: None
@@ -223,11 +240,11 @@ def test_an_interrupted_backfill_goes_on_where_it_stopped(
 def test_when_coingecko_fails_it_logs_what_is_kept_and_the_same_command_goes_on(
     scripts: Scripts, small_market: StubCoinGecko, database: Database
 ):
-    small_market.history_script = lambda coin_id, attempt: Answer(status=500) if coin_id == "coin-00004" else None
+    small_market.history_script = lambda coin_id, attempt: Answer(status=429) if coin_id == "coin-00004" else None
 
     result = scripts.pipeline("--backfill", 5)
 
-    one_line_error(result, 3, "coin 'coin-00004': status 500", " answers are kept: run the same command to go on")
+    one_line_error(result, 3, "coin 'coin-00004': status 429", " answers are kept: run the same command to go on")
     assert database.count() == 5
     assert "fetch history        failed" in result.stdout
 
@@ -269,11 +286,85 @@ def test_the_largest_coins_are_asked_for_first(scripts: Scripts, api: StubCoinGe
     assert [set(asked[:4]), set(asked[4:8]), set(asked[8:])] == [{7, 8, 9, 10}, {3, 4, 5, 6}, {1, 2}]
 
 
-def test_each_coin_has_a_retry_budget_of_its_own(scripts: Scripts, small_market: StubCoinGecko, database: Database):
+def test_a_coin_that_fails_by_itself_spends_no_budget(
+    scripts: Scripts, small_market: StubCoinGecko, database: Database
+):
     small_market.history_script = lambda coin_id, attempt: Answer(status=503) if attempt == 1 else None
 
-    assert scripts.pipeline("--backfill", 2, RETRY_BUDGET_SECONDS="1").returncode == 0
+    assert scripts.pipeline("--backfill", 2, RETRY_BUDGET_SECONDS="0").returncode == 0
     assert database.count() == 5 + 10
+
+
+@pytest.mark.parametrize("answer", [Answer(status=429), Answer({"status": {"error_code": 429, "error_message": "x"}})])
+def test_the_rate_limit_spends_the_budget_of_the_run_and_no_coin_is_passed_over(
+    scripts: Scripts, small_market: StubCoinGecko, database: Database, answer: Answer
+):
+    small_market.history_script = lambda coin_id, attempt: answer if coin_id == "coin-00002" else None
+
+    result = scripts.pipeline("--backfill", 2, RETRY_BUDGET_SECONDS="1")
+
+    one_line_error(
+        result, 3, "coin 'coin-00002'", "RETRY_BUDGET_SECONDS=1 has 0 s left", "run the same command to go on"
+    )
+    assert database.count() == 5
+
+
+@pytest.mark.parametrize(
+    ("answer", "calls", "reason"),
+    [
+        (Answer(status=500), 4, "status 500"),
+        (Answer({"error": "no such range"}, 422), 1, "status 422: 'no such range'"),
+    ],
+)
+def test_a_coin_whose_history_cannot_be_had_is_passed_over_and_named_and_asked_for_again_next_time(
+    scripts: Scripts, small_market: StubCoinGecko, database: Database, answer: Answer, calls: int, reason: str
+):
+    small_market.history_script = lambda coin_id, attempt: answer if coin_id == "coin-00002" else None
+
+    result = scripts.pipeline("--backfill", 2)
+
+    one_line_error(result, 3, "1 coins ('coin-00002') could not be had", "run the same command to ask for them again")
+    assert "coin 'coin-00002' has no history now: " in result.stderr
+    assert reason in result.stderr
+    assert small_market.histories.count("coin-00002") == calls
+    assert database.count() == 5 + 8
+    assert "8 rows on 2 days" in result.stdout
+    assert "write days           done" in result.stdout
+    small_market.history_script = lambda coin_id, attempt: None
+    small_market.requests.clear()
+
+    assert scripts.pipeline("--backfill", 2).returncode == 0
+    assert small_market.histories == ["coin-00002"]
+    assert database.count() == 5 + 10
+
+
+def test_ten_coins_in_a_row_end_the_backfill_and_those_that_are_gone_do_not_count(
+    scripts: Scripts, api: StubCoinGecko, database: Database
+):
+    scripts.settings["REQUESTS_PER_MINUTE"] = "1000"
+    api.coins = make_coins(40)
+    assert scripts.pipeline().returncode == 0
+    gone, rejected = Answer({"error": "coin not found"}, 404), Answer(status=400)
+    answers = {n: rejected for n in (*range(1, 10), *range(11, 17), *range(21, 25))} | {n: gone for n in range(17, 21)}
+    api.history_script = lambda coin_id, attempt: answers.get(int(coin_id[-5:]))  # the tenth and the 25th have theirs
+
+    result = scripts.pipeline("--backfill", 1)
+
+    one_line_error(result, 3, "coin 'coin-00024' and the 9 before it: ", "status 400", "run the same command to go on")
+    assert len(api.histories) == 24
+    assert database.count() == 40
+
+
+@pytest.mark.parametrize("key_is", ["refused", "used up"])
+def test_what_concerns_all_coins_ends_the_backfill_at_once(scripts: Scripts, small_market: StubCoinGecko, key_is: str):
+    code = {"refused": 10002, "used up": 10006}[key_is]
+    answer = Answer({"status": {"error_code": code, "error_message": "no"}}, 429)
+    small_market.history_script = lambda coin_id, attempt: answer
+
+    result = scripts.pipeline("--backfill", 2, RETRY_BUDGET_SECONDS="600")
+
+    one_line_error(result, 3, f"error {code}", "0 of 5 answers are kept: run the same command to go on")
+    assert len(small_market.histories) == 4
 
 
 def test_a_coin_that_is_gone_is_named_and_passed_over(

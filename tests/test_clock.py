@@ -134,13 +134,13 @@ def test_a_backfill_by_a_wrong_clock_keeps_and_writes_nothing_without_force(
 def test_a_plain_list_is_dated_by_its_newest_time_that_is_not_in_the_future(
     scripts: Scripts, database: Database, tmp_path: Path
 ):
-    case = [make_coin(n, last_updated=f"2025-06-01T10:00:{n}0.000Z") for n in range(1, 4)]
+    case = [make_coin(n, last_updated=f"2025-06-01T10:0{n}:30.000Z") for n in range(1, 4)]
     case.append(make_coin(4, last_updated="2038-01-19T03:14:07.000Z"))
     plain = tmp_path / "plain.json"
     plain.write_text(json.dumps(case), encoding="utf-8")
 
     assert scripts.pipeline("--replay", plain).returncode == 0
-    assert database.execute("SELECT DISTINCT timestamp FROM crypto_prices") == [(datetime(2025, 6, 1, 10, 0),)]
+    assert database.execute("SELECT DISTINCT timestamp FROM crypto_prices") == [(datetime(2025, 6, 1, 10, 3),)]
 
 
 def test_a_file_whose_only_time_is_in_the_future_is_passed_over_without_force(

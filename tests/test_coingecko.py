@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import requests
@@ -105,6 +106,13 @@ def test_an_empty_page_in_mid_list_that_passes_loses_no_coin(api: StubCoinGecko,
     api.script = lambda page, attempt: Answer([]) if (page, attempt) == (2, 1) else None
 
     assert len(ids(fetch(clock, 900, COINGECKO_BASE_URL=api.url, REQUESTS_PER_MINUTE="100"))) == 900
+
+
+def test_of_a_last_page_that_is_short_twice_the_longer_answer_counts(api: StubCoinGecko, clock: Clock):
+    api.coins = make_coins(400)
+    api.script = lambda page, attempt: Answer(api.coins[250:300]) if (page, attempt) == (2, 2) else None
+
+    assert fetch(clock, None, COINGECKO_BASE_URL=api.url, REQUESTS_PER_MINUTE="100") == api.coins
 
 
 def test_a_list_that_repeats_itself_for_ever_ends(api: StubCoinGecko, clock: Clock):
@@ -301,6 +309,42 @@ def test_an_unexplained_403_is_asked_again_twice(market: responses.RequestsMock,
     assert len(market.calls) == 3
 
 
+@pytest.mark.parametrize(
+    ("answer", "waits"),
+    [
+        (Answer(b"<html>Just a moment", 403), [1, 2, 4]),
+        (Answer(b"<html>Just a moment"), [1, 2, 4]),
+        (Answer(status=500, headers={"Retry-After": "3600"}), [60, 60, 60]),
+        (Answer(status=400), []),
+    ],
+    ids=str,
+)
+def test_with_tries_a_key_that_fails_on_its_own_comes_with_its_error_and_spends_no_budget(
+    api: StubCoinGecko, clock: Clock, answer: Answer, waits: list[float]
+):
+    api.script = lambda page, attempt: answer if page == 2 else None
+    settings = make_settings(COINGECKO_BASE_URL=api.url, RETRY_BUDGET_SECONDS="0", REQUESTS_PER_MINUTE="1000")
+    with closing(CoinGecko(settings, clock.sleep, clock)) as coingecko:
+        answers = list(coingecko.fetch_each("page", coingecko.fetch_page, [1, 2, 3], tries=4))
+
+    assert [key for key, _ in answers] == [1, 2, 3]
+    assert [isinstance(answer, Exception) for _, answer in answers] == [False, True, False]
+    assert clock.waits == waits
+    assert (api.pages.count(1), api.pages.count(2)) == (1, 1 + len(waits))
+
+
+def test_with_tries_the_rate_limit_spends_the_budget_and_no_try(api: StubCoinGecko, clock: Clock):
+    api.script = lambda page, attempt: Answer(status=429) if attempt < 7 else None
+    settings = make_settings(COINGECKO_BASE_URL=api.url, RETRY_BUDGET_SECONDS="63", REQUESTS_PER_MINUTE="1000")
+    with closing(CoinGecko(settings, clock.sleep, clock)) as coingecko:
+        [(_, answer)] = coingecko.fetch_each("page", coingecko.fetch_page, [1], tries=4)
+        assert len(answer) == 120
+        assert clock.waits == [1, 2, 4, 8, 16, 32]
+        api.requests.clear()
+        with pytest.raises(DataError, match="RETRY_BUDGET_SECONDS=63 has 0 s left"):
+            list(coingecko.fetch_each("page", coingecko.fetch_page, [1], tries=4))
+
+
 def test_a_body_cut_short_is_asked_for_again(api: StubCoinGecko, clock: Clock):
     cut = Answer(json.dumps(api.coins).encode()[:3000], length=70_000)
     api.script = lambda page, attempt: cut if attempt == 1 else None
@@ -363,6 +407,21 @@ def test_a_redirect_is_not_followed_and_the_key_stays_here(api: StubCoinGecko, c
         (401, {"status": {"error_code": 10002, "error_message": "API Key Missing"}}, "set COINGECKO_API_KEY"),
         (400, {"error": {"status": {"error_code": 10010, "error_message": "wrong"}}}, "COINGECKO_API_PLAN=pro"),
         (403, {"status": {"error_code": 10011, "error_message": "wrong"}}, "COINGECKO_API_PLAN=demo"),
+        (400, {"error_code": 10011, "status": {"error_message": "use the other root URL"}}, "COINGECKO_API_PLAN=demo"),
+        (200, {"error_code": 10010}, "COINGECKO_API_PLAN=pro"),
+        (403, {"error": {"error_code": 10005, "error_message": "no"}}, "check COINGECKO_API_PLAN"),
+        (401, {"error": {"status": {"error_code": 10012, "error_message": "no"}}}, "further back than the plan"),
+        (
+            429,
+            {"status": {"error_code": 10006, "error_message": "used up"}},
+            "this month's calls of the key are used up",
+        ),
+        (
+            200,
+            {"status": {"error_code": 10006, "error_message": "used up"}},
+            "this month's calls of the key are used up",
+        ),
+        (401, {"error": {"status": {"error_code": 10006}}}, "this month's calls of the key are used up"),
         (401, b"<html>Unauthorized", "check COINGECKO_API_KEY and COINGECKO_API_PLAN"),
     ],
 )
@@ -383,6 +442,36 @@ def test_a_key_where_a_message_is_cut_is_not_shown_in_part(scripts: Scripts, api
     api.script = lambda page, attempt: Answer({"error": "x" * 100 + scripts.settings["COINGECKO_API_KEY"]})
 
     assert "CG-" not in scripts.pipeline("-v", COIN_LIMIT="250").stderr
+
+
+def test_no_netrc_is_read(
+    market: responses.RequestsMock, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine api.coingecko.com login me password my-own\ndefault login me password my-own\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    market.get(MARKETS, json=make_coins(100))
+
+    fetch(clock)
+
+    assert "Authorization" not in market.calls[0].request.headers
+
+
+def test_a_proxy_of_the_environment_is_used(scripts: Scripts, api: StubCoinGecko, database: Database):
+    proxy = api.url.removesuffix("/api/v3")
+
+    result = scripts.pipeline(
+        "--coins",
+        "100",
+        COINGECKO_BASE_URL="http://coingecko.test/api/v3",
+        HTTP_PROXY=proxy,
+        http_proxy=proxy,
+        NO_PROXY="",
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert database.count() == 100
 
 
 def test_a_proxy_is_for_other_machines(scripts: Scripts, database: Database):

@@ -29,7 +29,7 @@ def newest_size(database: Database) -> int:
 def test_the_largest_of_the_last_five_snapshots_says_how_many_coins_are_expected(
     scripts: Scripts, api: StubCoinGecko, coins: int, exit_code: int
 ):
-    load_sizes(scripts, dict(enumerate([70, 70, 100, 70, 70, 200], 1)))
+    load_sizes(scripts, dict(enumerate([70, 70, 70, 70, 100, 200], 1)))
     api.coins = make_coins(coins)
 
     result = scripts.pipeline()
@@ -116,10 +116,10 @@ def test_missing_coins_refuse_the_list_above_a_twentieth_of_the_market_cap(
 def test_a_missing_coin_of_up_to_twice_the_smallest_may_have_fallen_below_the_limit(
     scripts: Scripts, api: StubCoinGecko, market_cap: float, exit_code: int
 ):
-    scripts.settings["COIN_LIMIT"] = "3"
-    before = [make_coin(n, market_cap=cap) for n, cap in ((1, 5.0), (2, market_cap), (3, 3.9), (4, 3.8))]
+    scripts.settings["COIN_LIMIT"] = "4"
+    before = [make_coin(n, market_cap=cap) for n, cap in ((1, 5.0), (2, market_cap), (3, 3.9), (4, 3.8), (5, 3.7))]
     scripts.load({utc_now() - HOUR: before})
-    api.coins = [make_coin(n, market_cap=cap) for n, cap in ((5, 6.0), (1, 5.0), (6, 2.0), (7, 1.0))]
+    api.coins = [make_coin(n, market_cap=cap) for n, cap in ((6, 6.0), (1, 5.0), (7, 2.0), (8, 0), (9, 1.0))]
 
     assert scripts.pipeline().returncode == exit_code
 
@@ -141,6 +141,20 @@ def test_coins_without_a_market_cap_say_nothing(scripts: Scripts, api: StubCoinG
 
     assert scripts.pipeline().returncode == 0
     assert scripts.pipeline("--coins", "5").returncode == 0
+
+
+def test_the_largest_of_the_missing_coins_is_named(scripts: Scripts, api: StubCoinGecko):
+    scripts.load(
+        {
+            utc_now() - HOUR: [
+                *make_coins(120),
+                make_coin(121, id="aa", market_cap=1e11),
+                make_coin(122, id="zz", market_cap=1e12),
+            ]
+        }
+    )
+
+    one_line_error(scripts.pipeline(), 3, "missing: 2 coins, the largest 'zz', which held ")
 
 
 @pytest.mark.parametrize("limit", [1, 5, 120])

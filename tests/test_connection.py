@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import shlex
@@ -18,6 +19,7 @@ from random import Random
 import mysql.connector
 import pytest
 
+from sql.connection import HINTS, Server, explain
 from tests.conftest import (
     PROJECT_DIR,
     Database,
@@ -123,6 +125,7 @@ def test_a_wrong_password_is_named_before_an_api_call_is_spent(
     result = scripts.pipeline()
 
     one_line_error(result, 4, f"refused the login of '{database.user}'", "MYSQL_PASSWORD")
+    assert "retrying" not in result.stderr
     assert api.requests == []
 
 
@@ -146,6 +149,42 @@ def test_a_password_that_changes_while_the_fetch_runs_loses_no_snapshot(
     assert snapshots(own_database) == []
     scripts.settings["MYSQL_PASSWORD"] = "another"
     assert_loads(command, scripts, own_database)
+
+
+# --------------------------------------------------------------------------------------------------------- what is said
+
+
+@pytest.mark.parametrize("errno", sorted(itertools.chain.from_iterable(HINTS)))
+def test_an_error_is_one_short_line_that_leaves_room_for_the_command_that_loads_the_snapshot(errno: int):
+    error = mysql.connector.Error("INSERT command denied\nto user 'crypto_etl'@'10.0.0.1' " * 20, errno)
+    server = Server("database.example.com", 3306, "crypto_db", "crypto_etl", "secret")
+
+    said = explain(error, server)
+
+    assert said.errno == errno
+    assert len(str(said)) <= 320
+    assert "\n" not in str(said)
+    assert "secret" not in str(said)
+
+
+@pytest.mark.parametrize(
+    ("errno", "hint"),
+    [
+        (1226, "used up a limit of its own"),
+        (1130, "from other machines only"),
+        (1015, "cannot lock the table"),
+        (1142, "run sql/accounts.sql"),
+        (1317, "was lost"),
+        (1698, "refused the login"),
+        (3032, "takes no writes"),
+        (4711, "see the server's log"),
+    ],
+)
+def test_the_text_of_mysql_itself_stands_beside_the_hint(errno: int, hint: str):
+    said = str(explain(mysql.connector.Error("INSERT command denied", errno), Server("db", 1, "d", "u", "p")))
+
+    assert hint in said
+    assert "INSERT command denied" in said
 
 
 # -------------------------------------------------------------------------------------------------- connections cut off
@@ -462,47 +501,74 @@ def test_a_deadlock_with_another_writer_takes_one_more_try(
 
 # --------------------------------------------------------------------------------------- read-only, full, small packets
 
-READ_ONLY = ["read_only", "super_read_only", "transaction_read_only"]
+NO_WRITES = ["read_only", "super_read_only", "transaction_read_only", "offline_mode"]
 
 
-def read_only_variables(own: OwnServer, variable: str) -> dict[str, int]:
+def no_writes(own: OwnServer, variable: str) -> dict[str, int]:
     if own.is_mariadb:
-        if variable == "super_read_only":
-            pytest.skip("MariaDB has no super_read_only")
+        if variable in ("super_read_only", "offline_mode"):
+            pytest.skip(f"MariaDB has no {variable}")
         variable = variable.replace("transaction_", "tx_")
     return {"read_only": 1, variable: 1} if variable == "super_read_only" else {variable: 1}
 
 
-@pytest.mark.parametrize("variable", READ_ONLY)
-def test_a_read_only_server_is_named_before_an_api_call_is_spent(
-    scripts: Scripts, api: StubCoinGecko, own_database: OwnDatabase, variable: str
+@pytest.mark.parametrize("variable", NO_WRITES)
+@pytest.mark.parametrize("moment", ["at the start", "during the fetch"])
+def test_a_server_that_takes_no_writes_for_a_while_as_in_a_failover_is_waited_for(
+    scripts: Scripts, api: StubCoinGecko, own_database: OwnDatabase, variable: str, moment: str
 ):
-    with own_database.globally(**read_only_variables(own_database.own, variable)):
+    with ExitStack() as stack:
+
+        def fail_over() -> None:
+            stack.enter_context(own_database.globally(**no_writes(own_database.own, variable)))
+            own_database.cut_sessions()
+
+        no_writes(own_database.own, variable)  # skips
+        if moment == "at the start":
+            fail_over()
+        else:
+            api.script = lambda page, attempt: fail_over()
+        process = scripts.start("pipeline_orchestrator.py", COIN_LIMIT="100")
+        read_log_until(process, "retrying for up to 30 s: the server at")
+        assert (api.requests == []) == (moment == "at the start")
+        api.script = lambda page, attempt: None
+    result = scripts.finish(process)
+
+    assert result.returncode == 0, result.stderr
+    assert snapshots(own_database) == [(100, 100)]
+
+
+@pytest.mark.slow
+def test_a_server_that_stays_read_only_is_named_before_an_api_call_is_spent(
+    scripts: Scripts, api: StubCoinGecko, own_database: OwnDatabase
+):
+    with own_database.globally(**no_writes(own_database.own, "read_only")):
         result = scripts.pipeline()
 
-    one_line_error(result, 4, "is read-only", "MYSQL_HOST")
+    one_line_error(result, 4, "takes no writes", "read-only", "set MYSQL_HOST")
     assert api.requests == []
     assert snapshots(own_database) == []
 
 
-@pytest.mark.parametrize("variable", READ_ONLY)
-def test_a_server_that_becomes_read_only_while_the_fetch_runs_loses_no_snapshot(
-    scripts: Scripts, api: StubCoinGecko, own_database: OwnDatabase, variable: str
+@pytest.mark.slow
+def test_a_server_that_becomes_and_stays_read_only_while_the_fetch_runs_loses_no_snapshot(
+    scripts: Scripts, api: StubCoinGecko, own_database: OwnDatabase
 ):
     """As when another server takes over, and this one goes on as its replica."""
     with ExitStack() as stack:
 
         def fail_over(page: int, attempt: int) -> None:
-            stack.enter_context(own_database.globally(**read_only_variables(own_database.own, variable)))
+            stack.enter_context(own_database.globally(**no_writes(own_database.own, "transaction_read_only")))
             own_database.cut_sessions()
 
-        read_only_variables(own_database.own, variable)  # skips
         api.script = fail_over
-        result = scripts.pipeline(COIN_LIMIT=str(COINS))
+        started = time.monotonic()
+        result = scripts.pipeline(COIN_LIMIT="100")
+        assert 30 <= time.monotonic() - started < 60
 
-    command = assert_failed_after_the_fetch(result, scripts, "is read-only", "MYSQL_HOST")
+    command = assert_failed_after_the_fetch(result, scripts, "takes no writes", "READ ONLY", "set MYSQL_HOST")
     assert snapshots(own_database) == []
-    assert_loads(command, scripts, own_database)
+    assert_loads(command, scripts, own_database, coins=100)
 
 
 @pytest.fixture

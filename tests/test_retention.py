@@ -46,12 +46,28 @@ def test_after_a_fetch_rows_older_than_so_many_days_before_the_newest_snapshot_a
     assert json.loads(scripts.pipeline("--status", "--json", RETENTION_DAYS="2").stdout)["rows_past_retention"] == 0
 
 
-@pytest.mark.parametrize("options", [("--dry-run",), ("--replay",), ("--backfill", "1"), ("--status",)])
-def test_nothing_else_deletes(scripts: Scripts, history: list[datetime], database: Database, options: tuple[str, ...]):
-    files = [scripts.folder / f"{history[0]:%Y-%m-%dT%H-%M-%S}.json"] if options == ("--replay",) else []
+@pytest.mark.parametrize(
+    ("script", "option"),
+    [
+        ("pipeline_orchestrator.py", "--dry-run"),
+        ("pipeline_orchestrator.py", "--replay"),
+        ("pipeline_orchestrator.py", "--backfill=1"),
+        ("pipeline_orchestrator.py", "--status"),
+        ("etl_crypto.py", "--replay"),
+    ],
+)
+def test_nothing_else_deletes(scripts: Scripts, history: list[datetime], database: Database, script: str, option: str):
+    files = [scripts.folder / f"{history[-1]:%Y-%m-%dT%H-%M-%S}.json"] if option == "--replay" else []
 
-    assert scripts.pipeline(*options, *files, RETENTION_DAYS="2", REQUESTS_PER_MINUTE="1000").returncode == 0
+    assert scripts.run(script, option, *files, RETENTION_DAYS="2", REQUESTS_PER_MINUTE="1000").returncode == 0
     assert times(database)[0] == history[0]
+
+
+def test_a_snapshot_that_is_just_so_many_days_old_stays(scripts: Scripts, database: Database):
+    scripts.load({midnight(ago): make_coins(3) for ago in (3, 2)})
+
+    assert scripts.pipeline("--coins", "3", RETENTION_DAYS="2", SNAPSHOT_MINUTES="1440").returncode == 0
+    assert times(database) == [midnight(2), TODAY]
 
 
 def test_without_the_setting_nothing_is_deleted(scripts: Scripts, history: list[datetime], database: Database):

@@ -295,6 +295,44 @@ def test_files_that_cannot_be_used_are_named_and_the_others_loaded(
     assert database.count() == len(read_sample(SAMPLE_FILES[1]))
 
 
+@posix_only
+def test_what_is_no_regular_file_or_unpacks_to_too_much_is_passed_over_without_a_hang_or_much_memory(
+    scripts: Scripts, database: Database, tmp_path: Path
+):
+    fifo, folder, bomb = tmp_path / "fifo", tmp_path / "folder", tmp_path / "bomb.json.gz"
+    os.mkfifo(fifo)
+    folder.mkdir()
+    with gzip.open(bomb, "wb", compresslevel=1) as file:
+        for _ in range(1_000):
+            file.write(b"[" + b" " * 1_000_000)
+    large = tmp_path / "large.json"
+    large.write_bytes(b" " * 64_000_001)
+
+    process = scripts.start(
+        "pipeline_orchestrator.py", "--replay", fifo, "/dev/zero", folder, bomb, large, SAMPLE_FILES[1]
+    )
+    if sys.platform == "linux":
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (1_200_000_000, 1_200_000_000))  # most of it is never touched
+    result = scripts.finish(process)
+
+    assert result.returncode == 3
+    for path in (fifo, "/dev/zero", folder):
+        assert f"{path}: it is no regular file: leave it out" in result.stderr
+    for path in (bomb, large):
+        assert f"{path}: it holds more than 64 MB" in result.stderr
+    assert "5 of 6 files were not loaded" in last_line(result.stderr)
+    assert database.count() == len(read_sample(SAMPLE_FILES[1]))
+
+
+def test_a_file_of_the_largest_size_is_read(scripts: Scripts, database: Database, tmp_path: Path):
+    content = json.dumps([make_coin(1)]).encode()
+    plain = tmp_path / "plain.json"
+    plain.write_bytes(content + b" " * (64_000_000 - len(content)))
+
+    assert scripts.pipeline("--replay", plain).returncode == 0
+    assert database.count() == 1
+
+
 def test_a_pattern_that_the_shell_left_alone_is_expanded(scripts: Scripts, database: Database):
     result = scripts.pipeline("--replay", SAMPLE_FILES[0].parent / "2025-03-0*.json.gz")
 

@@ -1,8 +1,9 @@
-"""TLS to the database: with MYSQL_SSL_CA only a server with the right certificate and name gets a login."""
+"""TLS: only a database server with the right certificate and name gets a login, only a trusted CoinGecko a call."""
 
 from __future__ import annotations
 
 import shutil
+import ssl
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,11 +12,12 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.conftest import Scripts, one_line_error
+from tests.conftest import Scripts, make_settings, one_line_error
 from tests.own_server import Command, OwnDatabase, OwnServer, Proxy
 from tests.stub_coingecko import StubCoinGecko
 
 LOGINS = "general.log"
+NO_CA = {"MYSQL_SSL_CA": "", "MYSQL_USER": "u", "MYSQL_PASSWORD": "p"}
 
 # --------------------------------------------------------------------------------------------- certificates and servers
 
@@ -125,3 +127,48 @@ def test_a_server_without_tls_is_refused_when_there_is_a_ca(
     one_line_error(result, 4, "no trusted TLS connection to", "check MYSQL_SSL_CA")
     assert tls_scripts.settings["MYSQL_USER"].encode() not in proxy.sent
     assert api.requests == []
+
+
+# ------------------------------------------------------------------------------------------ a server of another machine
+
+
+@pytest.mark.parametrize("host", ["db.example.com", "10.0.0.1", "192.168.1.7", "::2", "localhost.example.com"])
+def test_a_server_of_another_machine_needs_a_ca_file_before_it_gets_a_password(
+    scripts: Scripts, api: StubCoinGecko, host: str
+):
+    result = scripts.pipeline(MYSQL_HOST=host, **NO_CA)
+
+    one_line_error(result, 2, f"MYSQL_SSL_CA is empty, so whoever answers as '{host}' would get the password", "none")
+    assert api.requests == []
+
+
+@pytest.mark.parametrize(
+    ("host", "ca"),
+    [
+        ("localhost", ""),
+        ("LOCALHOST", ""),
+        ("127.0.0.1", ""),
+        ("127.1.2.3", ""),
+        ("::1", ""),
+        ("10.0.0.1", "none"),
+        ("db", " None "),
+    ],
+)
+def test_a_server_of_this_machine_or_none_needs_no_ca_file(host: str, ca: str):
+    assert make_settings(MYSQL_HOST=host, MYSQL_SSL_CA=ca).server.ssl_ca is None
+
+
+# ------------------------------------------------------------------------------------------------------------ CoinGecko
+
+
+def test_a_certificate_of_coingecko_that_is_not_trusted_ends_the_run_at_once_and_names_the_variable(
+    scripts: Scripts, api: StubCoinGecko, certificates: Certificates
+):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates.certificate, certificates.key)
+    api.server.socket = context.wrap_socket(api.server.socket, server_side=True)
+
+    result = scripts.pipeline(COINGECKO_BASE_URL=api.url.replace("http:", "https:"), RETRY_BUDGET_SECONDS="600")
+
+    one_line_error(result, 3, "the certificate of https://127.0.0.1", "is not trusted", "set REQUESTS_CA_BUNDLE")
+    assert "trying again" not in result.stderr

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from etl_crypto import to_row, to_time
+from etl_crypto import Snapshot, parse_json, to_row, to_time, transform
 from sql.crypto_prices import COLUMNS
 from tests.conftest import NOON, ODD_TEXTS, Database, Scripts, last_line, make_coin, make_coins
 from tests.stub_coingecko import StubCoinGecko
@@ -243,6 +244,27 @@ def test_a_few_unusable_rows_do_not_refuse_the_snapshot(
 
     assert scripts.pipeline().returncode == 0
     assert database.count() == usable
+
+
+@pytest.mark.parametrize(("left", "right"), [("[", "]"), ('{"a]":', "}")])
+@pytest.mark.parametrize("depths", [(1, 48, 49, 500), range(900, 1100), (20_000,)], ids=str)
+def test_a_row_of_any_depth_is_loaded_or_rejected_and_can_be_kept(depths: Iterable[int], left: str, right: str):
+    for depth in depths:
+        assert_other_rows_are_loaded(left * depth + "1" + right * depth)
+
+
+def assert_other_rows_are_loaded(nested: str) -> None:
+    coins = [make_coin(n) for n in range(1, 5)]
+    texts = [json.dumps(coin)[:-1] for coin in coins]
+    text = f'[{texts[0]}}}, {texts[1]}, "roi": {nested}}}, {texts[2]}, "atl": {nested}}}, {texts[3]}, "x": "\\"["}}]'
+
+    answer = parse_json(text.encode())
+    batch = transform(Snapshot(NOON, answer, None))
+
+    assert [row[1] for row in batch.rows] == ["coin-00001", "coin-00002", "coin-00004"]
+    [(reason, _)] = batch.rejected
+    assert reason.startswith("atl is ")
+    assert json.loads(json.dumps(answer))[3] == coins[3] | {"x": '"['}
 
 
 def test_five_unusable_rows_of_a_small_list_refuse_it(scripts: Scripts, api: StubCoinGecko, database: Database):
