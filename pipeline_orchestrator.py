@@ -598,25 +598,26 @@ def delete_snapshot(settings: Settings, options: Namespace) -> None:
 
     Raises ConfigError when there is none, or nobody to ask and no --force.
     """
-    time = options.delete_snapshot
+    taken_at = options.delete_snapshot
     with closing(Database(settings.server)) as database:
-        rows = len(database.transaction(partial(crypto_prices.read_ids, timestamps=[time]))[time])
+        rows = len(database.transaction(partial(crypto_prices.read_ids, timestamps=[taken_at]))[taken_at])
     if not rows:
-        raise ConfigError(f"there is no snapshot of {time} UTC: give its time to the second, as the table has it")
-    print_result(f"the snapshot of {time} UTC has {rows:,} rows")
+        raise ConfigError(f"there is no snapshot of {taken_at} UTC: give its time to the second, as the table has it")
+    dry_run = " (dry run: nothing was deleted)" if options.dry_run else ""
+    say(options, f"the snapshot of {taken_at} UTC has {rows:,} rows{dry_run}")
     if options.dry_run:
         return
     if not options.force:
         if not (sys.stdin and sys.stdin.isatty()):
-            raise ConfigError(f"nothing was deleted: to delete the snapshot of {time} UTC, add --force")
+            raise ConfigError(f"nothing was deleted: to delete the snapshot of {taken_at} UTC, add --force")
         answer = ""
         with suppress(EOFError):
-            answer = input("delete them? [y/N] ")
+            answer = input(f"delete its {rows:,} rows? [y/N] ")
         if answer.strip().lower() not in ("y", "yes"):
-            print_result("nothing was deleted")
+            say(options, "nothing was deleted")
             return
     with open_database(settings.server) as database:
-        deleted = database.transaction(partial(crypto_prices.delete_snapshot, timestamp=time))
+        deleted = database.transaction(partial(crypto_prices.delete_snapshot, timestamp=taken_at))
     say(options, f"{deleted:,} rows deleted")
 
 
@@ -625,10 +626,10 @@ def delete_snapshot(settings: Settings, options: Namespace) -> None:
 
 def to_snapshot_time(text: str) -> datetime:
     """A time as --status prints it, with or without --json."""
-    time = etl_crypto.to_time(text.removesuffix(" UTC"))
-    if time is None or time.microsecond:
+    taken_at = etl_crypto.to_time(text.removesuffix(" UTC"))
+    if taken_at is None or taken_at.microsecond:
         raise etl_crypto.BadValue(f"{quote(text)}, not a time such as '2040-01-01 00:00:00'")
-    return time
+    return taken_at
 
 
 def check_options(options: Namespace) -> None:

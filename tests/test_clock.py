@@ -274,7 +274,7 @@ def test_on_a_terminal_it_asks(scripts: Scripts, two_snapshots: None, database: 
     )
 
     assert result.returncode == 0, result.stderr
-    assert "has 3 rows\ndelete them? [y/N]" in result.stdout
+    assert "has 3 rows\ndelete its 3 rows? [y/N]" in result.stdout
     assert last_line(result.stdout).endswith("3 rows deleted" if rows == 5 else "nothing was deleted")
     assert database.count() == rows
 
