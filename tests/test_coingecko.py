@@ -423,6 +423,7 @@ def test_a_redirect_is_not_followed_and_the_key_stays_here(api: StubCoinGecko, c
         ),
         (401, {"error": {"status": {"error_code": 10006}}}, "this month's calls of the key are used up"),
         (401, b"<html>Unauthorized", "check COINGECKO_API_KEY and COINGECKO_API_PLAN"),
+        (401, {"status": {"error_code": "9" * 5000}}, "check COINGECKO_API_KEY and COINGECKO_API_PLAN"),
     ],
 )
 def test_a_refused_key_is_not_tried_again_and_names_the_setting(

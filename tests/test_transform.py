@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from etl_crypto import Snapshot, parse_json, to_row, to_time, transform
+from etl_crypto import MAX_DEPTH, Snapshot, parse_json, to_row, to_time, transform
 from sql.crypto_prices import COLUMNS
 from tests.conftest import NOON, ODD_TEXTS, Database, Scripts, last_line, make_coin, make_coins
 from tests.stub_coingecko import StubCoinGecko
@@ -253,12 +253,21 @@ def test_a_row_of_any_depth_is_loaded_or_rejected_and_can_be_kept(depths: Iterab
         assert_other_rows_are_loaded(left * depth + "1" + right * depth)
 
 
+def depth_of(answer: list) -> int:
+    depth, level = 0, [answer]
+    while level:
+        depth, containers = depth + 1, [each for each in level if isinstance(each, list | dict)]
+        level = [inner for each in containers for inner in (each.values() if isinstance(each, dict) else each)]
+    return depth
+
+
 def assert_other_rows_are_loaded(nested: str) -> None:
     coins = [make_coin(n) for n in range(1, 5)]
     texts = [json.dumps(coin)[:-1] for coin in coins]
     text = f'[{texts[0]}}}, {texts[1]}, "roi": {nested}}}, {texts[2]}, "atl": {nested}}}, {texts[3]}, "x": "\\"["}}]'
 
     answer = parse_json(text.encode())
+    assert depth_of(answer) <= MAX_DEPTH + 1
     batch = transform(Snapshot(NOON, answer, None))
 
     assert [row[1] for row in batch.rows] == ["coin-00001", "coin-00002", "coin-00004"]
