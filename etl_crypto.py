@@ -771,7 +771,7 @@ def read_json(path: Path) -> Any:
         raise DataError(f"cannot read JSON or gzip ({problem}): correct the path or leave it out") from error
 
 
-def read_snapshot(settings: Settings, path: Path, is_forced: bool) -> Snapshot:
+def read_snapshot(settings: Settings, path: Path, is_forced: bool = False) -> Snapshot:
     """A raw snapshot, or a plain list as /coins/markets answers it. Raises DataError, which leaves the path out.
 
     A plain list is dated by its newest last_updated; times in the future are for `is_forced` alone.
