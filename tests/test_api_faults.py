@@ -42,6 +42,7 @@ PASSING: dict[str, Callable[[StubCoinGecko], Answer]] = {
 FINAL = {
     "400": lambda api: Answer(status=400),
     "a wrong key": lambda api: Answer({"status": {"error_code": 10010, "error_message": "no"}}, 400),
+    "a used-up month": lambda api: Answer({"status": {"error_code": 10006, "error_message": "no"}}, 403),
     "401": lambda api: Answer(status=401),
     "404": lambda api: Answer({"error": "not found"}, 404),
 }
