@@ -8,7 +8,7 @@ import pytest
 from build_dashboard import NAME
 from check_source import read_source
 from draw_preview import draw_page
-from pbix_query import format_figure
+from pbix_query import abbreviate, format_figure
 
 from tests.dashboard.markets import Market
 from tests.dashboard.source import GAINERS_JSON, THEME_JSON, change
@@ -44,3 +44,19 @@ def test_a_picture_shows_what_the_report_says_and_else_its_theme(copied_source: 
 )
 def test_the_pictures_write_figures_as_the_formats_of_the_model_say(figure: float | None, pattern: str, text: str):
     assert format_figure(figure, pattern) == text
+
+
+@pytest.mark.parametrize(
+    ("dollars", "decimals", "text"),
+    [
+        (1e12, None, "$1T"),
+        (1e9, None, "$1bn"),
+        (999_999.0, 0, "$1,000K"),
+        (1e3, 2, "$1.00K"),
+        (999.0, None, "$999"),
+        (-2.97e12, None, "-$2.97T"),
+        (0.0, None, "$0"),
+    ],
+)
+def test_the_pictures_abbreviate_dollars_as_power_bi_does(dollars: float, decimals: int | None, text: str):
+    assert abbreviate(dollars, decimals) == text
