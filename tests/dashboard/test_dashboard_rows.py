@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from pathlib import Path
 
-from build_dashboard import NAME
-from draw_preview import in_order
+import pandas as pd
+import pytest
+from build_dashboard import NAME, describe_times
+from draw_preview import Line, above_zero, in_order, largest_coins
 from pbix_mcp.formats.model_reader import ModelReader
 
 from tests.dashboard.markets import Market, read_table
@@ -52,3 +55,34 @@ def test_the_names_of_the_sample_look_like_a_market(sample: Path):
     assert len(names) == len(set(names)) == 100
     assert all(re.fullmatch(r"[A-Z][A-Za-z]+( Dollar)? \([A-Z]{4}\)", name) for name in names)
     assert len(rows["Time"]["rows"]) == 31
+
+
+@pytest.mark.parametrize(
+    ("with_market_cap", "is_thin"),
+    [([10, 4, 10], [0, 1, 0]), ([10, 5, 10], [0, 0, 0]), ([10, 4, 4], [0, 0, 0]), ([4, 4, 10], [0, 0, 0])],
+)
+def test_a_time_is_thin_when_fewer_than_half_as_many_coins_have_a_market_cap(
+    with_market_cap: list[int], is_thin: list[int]
+):
+    market_caps = [[1.0] * known + [0.0, None] * 5 for known in with_market_cap]  # 0 and NULL are not known
+    times = [datetime(2025, 3, day) for day in range(1, len(market_caps) + 1)]
+    rows = [(at, cap) for at, caps in zip(times, market_caps, strict=True) for cap in caps]
+
+    described = describe_times(pd.DataFrame(rows, columns=["timestamp", "market_cap"]))
+
+    assert described["is_thin"].tolist() == is_thin
+    assert described["date"].tolist() == times
+
+
+def test_the_largest_coins_come_first(awkward: Market):
+    ranks = {row["coin"]: row["size_rank"] for row in read_table(awkward.dashboard, "Coin")}
+
+    assert largest_coins(awkward.dashboard, VISUALS["slicer-coin"].field("Values")) == sorted(ranks, key=ranks.get)
+
+
+def test_a_logarithmic_scale_has_no_place_for_zero_and_less():
+    at = datetime(2025, 3, 14)
+
+    assert above_zero([Line("a", "", [(at, 0.0), (at, 1.0), (at, -1.0)]), Line("b", "", [(at, 0.0)])]) == [
+        Line("a", "", [(at, 1.0)])
+    ]
