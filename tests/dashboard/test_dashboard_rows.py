@@ -59,7 +59,13 @@ def test_the_names_of_the_sample_look_like_a_market(sample: Path):
 
 @pytest.mark.parametrize(
     ("with_market_cap", "is_thin"),
-    [([10, 4, 10], [0, 1, 0]), ([10, 5, 10], [0, 0, 0]), ([10, 4, 4], [0, 0, 0]), ([4, 4, 10], [0, 0, 0])],
+    [
+        ([10, 4, 10], [0, 1, 0]),
+        ([10, 5, 11], [0, 0, 0]),
+        ([11, 5, 10], [0, 0, 0]),
+        ([10, 4, 4], [0, 0, 0]),
+        ([4, 4, 10], [0, 0, 0]),
+    ],
 )
 def test_a_time_is_thin_when_fewer_than_half_as_many_coins_have_a_market_cap(
     with_market_cap: list[int], is_thin: list[int]
