@@ -72,27 +72,22 @@ HINTS = {
     LOCKED: "other sessions hold locks on {database}.crypto_prices or its rows ({error}): end them, then run again",
     NO_TLS: "no trusted TLS connection to {server} ({error}): check MYSQL_SSL_CA, and that MYSQL_HOST is the name in"
     " the server's certificate",
-    READ_ONLY: "the server at {server} takes no writes ({error}): run again after its failover or maintenance, or set"
-    " MYSQL_HOST to the one that takes them",
-    (1146, 1932): "no table {database}.crypto_prices at {server} ({error}): run sql/crypto_prices.sql, or check"
-    " MYSQL_DATABASE",
+    READ_ONLY: "the server at {server} takes no writes ({error}): run again later, or set MYSQL_HOST to one that does",
+    (1146, 1932): "no table {database}.crypto_prices at {server}: run sql/crypto_prices.sql, or check MYSQL_DATABASE",
     (1049,): "there is no database {database} at {server}: run sql/database.sql, or check MYSQL_DATABASE",
     (1044,): "{user} has no right on a database {database} at {server}, or there is none ({error}): check"
     " MYSQL_DATABASE, or run the three files of sql/ with its name in place of crypto_db",
     (1045, 1698): "MySQL at {server} refused the login of {user} ({error}): check MYSQL_USER and MYSQL_PASSWORD",
-    (1130,): "MySQL at {server} lets {user} in from other machines only ({error}): run CREATE USER and GRANT as in"
-    " sql/accounts.sql for this one",
+    (1130,): "MySQL at {server} lets {user} in from other machines only ({error}): run CREATE USER and GRANT for it",
     (1820, 1862, 3118): "the account {user} at {server} is locked or its password expired: run ALTER USER ({error})",
     (2061,): "{user} cannot log in at {server} without TLS: enable TLS in the server ({error})",
     (1142, 1143, 1227): "{user} lacks a right on {database}.crypto_prices at {server} ({error}): run sql/accounts.sql",
     (1048, 1054, 1264, 1265, 1364, 1366, 1406): OTHER_TABLE,
     (1153,): "the server at {server} takes no statement of 1,000 rows: raise its max_allowed_packet to 16M",
-    (1015,): "the server at {server} cannot lock the table ({error}): look into its log, it may be in recovery"
-    " (innodb_force_recovery, innodb_read_only)",
+    (1015,): "the server at {server} cannot lock the table ({error}): it may be in recovery, look into its log",
     (1021, 1114): "the server at {server} has no room left ({error}): free disk space, or set RETENTION_DAYS",
     (1040, 1203): "the server at {server} takes no more connections ({error}): end some, or raise its max_connections",
-    (1226,): "the account {user} at {server} has used up a limit of its own ({error}): wait an hour, or raise it by"
-    " ALTER USER ... WITH",
+    (1226,): "{user} at {server} has used up a limit of its own ({error}): wait, or raise it by ALTER USER ... WITH",
 }
 
 
@@ -216,8 +211,7 @@ class Database:
     def transaction(self, work: Callable[[Any], Result]) -> Result:
         """What `work(cursor)` returns. Commit on success, roll back and re-raise on error: the one place that commits.
 
-        A deadlock, a lock wait, a lost connection and a server that is read-only are retried for RETRY_SECONDS, as a
-        failover takes: `work` must be idempotent.
+        TRANSIENT errors are retried for RETRY_SECONDS, as long as a failover takes: `work` must be idempotent.
         """
 
         def attempt() -> Result:
@@ -264,9 +258,7 @@ class Database:
                 raise AlreadyRunningError(f"{busy}: wait until it has ended, then run again")
         self.connection = connection
 
-    def _retry(
-        self, step: Callable[[], Result], transient: tuple[int, ...], lock_timeout: float = RETRY_SECONDS
-    ) -> Result:
+    def _retry(self, step: Callable[[], Result], transient: tuple, lock_timeout: float = RETRY_SECONDS) -> Result:
         """What `step()` returns, retried for RETRY_SECONDS while an error is `transient`, or the lock is held."""
         started = warned = None
         failures = 0
