@@ -38,14 +38,22 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import partial
 from io import StringIO
-from ipaddress import ip_address
 from itertools import chain, count, islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 from sql import crypto_prices
-from sql.connection import Database, DatabaseError, PipelineError, Server, defer_signals, join_quoted, quote
+from sql.connection import (
+    Database,
+    DatabaseError,
+    PipelineError,
+    Server,
+    defer_signals,
+    is_loopback,
+    join_quoted,
+    quote,
+)
 from sql.crypto_prices import COLUMNS, FIGURES, TEXT_LENGTHS, open_database
 
 PROJECT_DIR = Path(__file__).resolve().parent
@@ -159,8 +167,9 @@ class Settings:
         """
         if not self.mysql_user or self.mysql_password is None:
             raise ConfigError(
-                f"{'MYSQL_PASSWORD' if self.mysql_user else 'MYSQL_USER'} is not set: copy .env.example to .env and"
-                " fill it in, or use this project's own server: bash sql/local_mysql.sh python pipeline_orchestrator.py"
+                f"{'MYSQL_PASSWORD' if self.mysql_user else 'MYSQL_USER'} is not set: run python"
+                " sql/create_database.py, which writes .env (or copy .env.example to it), or use this project's own"
+                " server: bash sql/local_mysql.sh python pipeline_orchestrator.py"
             )
         if not self.mysql_ssl_ca and not is_loopback(self.mysql_host):
             raise ConfigError(
@@ -246,13 +255,6 @@ def check_base_url(url: str, has_key: bool) -> None:
         raise ConfigError(f"COINGECKO_BASE_URL is {shown}: set it to one such as {PUBLIC_API}, or leave it empty")
     if has_key and parts.scheme == "http" and not is_loopback(host):
         raise ConfigError(f"COINGECKO_BASE_URL is {shown}, which would send the key in the clear: use https")
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 # ----------------------------------------------------------------------------------------------------------- times

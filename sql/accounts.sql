@@ -1,12 +1,9 @@
 -- The two accounts, each with the rights it needs and no more. Last of the three files: the table must be there.
 --
--- It does not run as it is: first put a password of your own, in single quotes, in place of each <...> below, as in
---   IDENTIFIED BY 'correct horse battery staple'
--- and do not commit the file afterwards. Then:
---   mysql -u root -p -e "source sql/accounts.sql"
+-- It does not run as it is, and nobody has to edit it: each <...> below stands for a password in quotes, which
+-- sql/create_database.py makes and puts in. Safe to run again: an existing account keeps its password.
 --
--- '%' lets them in from any machine that reaches the server; put a host name or an address in its place to narrow it.
--- Safe to run again: an existing account keeps its password (change one with ALTER USER ... IDENTIFIED BY ...).
+-- '%' lets them in from any machine that reaches the server.
 
 -- The pipeline: the account for MYSQL_USER and MYSQL_PASSWORD in .env. It deletes what a newer snapshot of the same time
 -- does not have, what RETENTION_DAYS says, and what --delete-snapshot names.

@@ -6,10 +6,11 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -63,7 +64,7 @@ READ_ONLY = (1290, 1792, 1836, 3032)  # or offline: a failover shows as one of t
 TRANSIENT = (*LOST, *NO_SERVER, *NO_TLS, *LOCKED, *READ_ONLY)
 OTHER_TABLE = (
     "{database}.crypto_prices was made by something else ({error}): keep it under another name (RENAME TABLE), then run"
-    " sql/crypto_prices.sql and sql/accounts.sql, see README.md"
+    " python sql/create_database.py, see README.md"
 )
 HINTS = {
     NO_SERVER: "no MySQL server answers at {server} ({error}): start it, or check MYSQL_HOST and MYSQL_PORT (or use"
@@ -73,15 +74,18 @@ HINTS = {
     NO_TLS: "no trusted TLS connection to {server} ({error}): check MYSQL_SSL_CA, and that MYSQL_HOST is the name in"
     " the server's certificate",
     READ_ONLY: "the server at {server} takes no writes ({error}): run again later, or set MYSQL_HOST to one that does",
-    (1146, 1932): "no table {database}.crypto_prices at {server}: run sql/crypto_prices.sql, or check MYSQL_DATABASE",
-    (1049,): "there is no database {database} at {server}: run sql/database.sql, or check MYSQL_DATABASE",
+    (1146, 1932): "no table {database}.crypto_prices at {server}: check MYSQL_DATABASE, or"
+    " run python sql/create_database.py (sql/crypto_prices.sql)",
+    (1049,): "there is no database {database} at {server}: check MYSQL_DATABASE, or run python"
+    " sql/create_database.py (sql/database.sql)",
     (1044,): "{user} has no right on a database {database} at {server}, or there is none ({error}): check"
-    " MYSQL_DATABASE, or run the three files of sql/ with its name in place of crypto_db",
+    " MYSQL_DATABASE, or run python sql/create_database.py --database {database}",
     (1045, 1698): "MySQL at {server} refused the login of {user} ({error}): check MYSQL_USER and MYSQL_PASSWORD",
     (1130,): "MySQL at {server} lets {user} in from other machines only ({error}): run CREATE USER and GRANT for it",
     (1820, 1862, 3118): "the account {user} at {server} is locked or its password expired: run ALTER USER ({error})",
     (2061,): "{user} cannot log in at {server} without TLS: enable TLS in the server ({error})",
-    (1142, 1143, 1227): "{user} lacks a right on {database}.crypto_prices at {server} ({error}): run sql/accounts.sql",
+    (1142, 1143, 1227): "{user} lacks a right on {database}.crypto_prices at {server} ({error}): run python"
+    " sql/create_database.py (sql/accounts.sql)",
     (1048, 1054, 1264, 1265, 1364, 1366, 1406): OTHER_TABLE,
     (1153,): "the server at {server} takes no statement of 1,000 rows: raise its max_allowed_packet to 16M",
     (1015,): "the server at {server} cannot lock the table ({error}): it may be in recovery, look into its log",
@@ -102,7 +106,7 @@ def mysql_errors() -> tuple[type[Exception], ...]:
     return mysql.connector.Error, MySQLInterfaceError
 
 
-def explain(error: Exception, server: Server) -> DatabaseError:
+def explain(error: Exception, server: Server, hints: Mapping[tuple, str] = HINTS) -> DatabaseError:
     """MySQL's `error` as one line with its hint, by its number: the classes differ between the two drivers."""
     import mysql.connector
 
@@ -110,8 +114,8 @@ def explain(error: Exception, server: Server) -> DatabaseError:
     if errno == -1 and isinstance(error, mysql.connector.OperationalError):
         errno = 2006  # the connector found the connection lost before it asked the server
     otherwise = "MySQL at {server}: {error}; see the server's log, then run again"
-    hint = next((hint for numbers, hint in HINTS.items() if errno in numbers), otherwise)
-    where = {"server": f"{server.host}:{server.port}", "user": quote(server.user), "database": server.database}
+    hint = next((hint for numbers, hint in hints.items() if errno in numbers), otherwise)
+    where = {"server": server.address, "user": quote(server.user), "database": server.database}
     return DatabaseError(hint.format(**where, error=quote(str(error))), errno)
 
 
@@ -128,6 +132,18 @@ class Server:
     user: str
     password: str = field(repr=False)
     ssl_ca: Path | None = None  # CA certificates (PEM): TLS, with the server's certificate and host name verified
+    socket: Path | None = None  # of a server on this machine, in place of host and port
+
+    @property
+    def address(self) -> str:
+        return str(self.socket or f"{self.host}:{self.port}")
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 LOCK_WAIT = 2  # seconds; MySQL's own are 50 for a row and a year for a table, and no signal ends such a wait
@@ -166,7 +182,7 @@ def connect(server: Server) -> Any:
     import mysql.connector  # here, as everywhere in this file: --help and a bad setting answer at once
 
     account = {name: getattr(server, name) for name in ("host", "port", "database", "user", "password")}
-    tls = {}
+    tls, socket = {}, {"unix_socket": str(server.socket)} if server.socket else {}
     if server.ssl_ca:  # the CA alone would verify nothing
         tls = {"ssl_ca": str(server.ssl_ca), "ssl_verify_cert": True, "ssl_verify_identity": True}
     return mysql.connector.connect(
@@ -180,6 +196,7 @@ def connect(server: Server) -> Any:
         autocommit=False,
         init_command=SESSION,
         **tls,
+        **socket,
     )
 
 
@@ -254,7 +271,7 @@ class Database:
             cursor.execute("SELECT GET_LOCK(%s, 0)", (name,))
             if cursor.fetchall() != [(1,)]:
                 connection.close()
-                busy = f"another {self.lock.activity} {where.database} at {where.host}:{where.port}"
+                busy = f"another {self.lock.activity} {where.database} at {where.address}"
                 raise AlreadyRunningError(f"{busy}: wait until it has ended, then run again")
         self.connection = connection
 

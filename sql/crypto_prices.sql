@@ -1,5 +1,4 @@
--- The table, for the database that is selected when this runs:
---   mysql -u root -p crypto_db -e "source sql/crypto_prices.sql"
+-- The table, in the database that is selected when this runs, as sql/create_database.py does.
 -- Safe to run again: an existing table stays as it is.
 --
 -- Figures are DOUBLE: it gives every figure CoinGecko sends back unchanged, from a price of 1e-18 to a supply of 4e17;

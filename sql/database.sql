@@ -1,5 +1,4 @@
--- The database. First of the three files; run it with an account that may create databases:
---   mysql -u root -p -e "source sql/database.sql"
+-- The database. First of the three files that sql/create_database.py runs, by an account that may create databases.
 -- Safe to run again: an existing database stays as it is.
 
 CREATE DATABASE IF NOT EXISTS crypto_db

@@ -3,6 +3,7 @@
 #
 #   bash sql/local_mysql.sh python pipeline_orchestrator.py
 #   bash sql/local_mysql.sh --with more-requirements.txt COMMAND...   install these packages too
+#   bash sql/local_mysql.sh mysql [OPTION...]                         a MySQL client, as the account that only reads
 #   bash sql/local_mysql.sh --stop                                    stop the server
 #
 # The first run makes .venv with requirements.txt, and in .mysql/ a server of its own: on this machine only
@@ -31,12 +32,6 @@ case $(uname -s) in
 esac
 
 database=${MYSQL_DATABASE:-crypto_db}
-case $database in
-  *[!A-Za-z0-9_]*) die "MYSQL_DATABASE is '$database': use letters, digits and _ only" ;;
-  mysql | sys | information_schema | performance_schema)
-    die "MYSQL_DATABASE is $database, which is the server's own: use another name" ;;
-esac
-
 project=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=$project/.venv
 home=$project/.mysql
@@ -58,8 +53,14 @@ in_own_session() {
   exec perl -MPOSIX -e 'POSIX::setsid(); exec @ARGV or die $!' "$@"
 }
 
-# Run a command without a terminal, its output in .mysql/install.log.
-logged() { "$@" </dev/null >"$home/install.log" 2>&1; }
+# Run a command that may take minutes, its output in .mysql/install.log; a terminal sees the seconds go by.
+logged() {
+  local exit_code=0 started=$SECONDS
+  while [ -t 2 ] && sleep 1 && kill -0 $$ 2>/dev/null; do printf '\r%4d s\r' $((SECONDS - started)) >&2; done 9>&- &
+  "$@" </dev/null >"$home/install.log" 2>&1 || exit_code=$?
+  { kill $! && wait $!; } 2>/dev/null || true
+  return $exit_code
+}
 
 # The end of the log $1 and the reason why this ends here.
 die_with_log() {
@@ -78,15 +79,18 @@ give_to_owner() {
 
 # Install Debian or Ubuntu packages, as root or with sudo.
 apt_install() {
-  local get=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120)
+  local get=(env DEBIAN_FRONTEND=noninteractive ${http_proxy:+http_proxy="$http_proxy"}
+    ${https_proxy:+https_proxy="$https_proxy"} apt-get -qq -o DPkg::Lock::Timeout=120)  # sudo drops the variables
   local install=(install -y --no-install-recommends --no-remove "$@")
   if [ "$(id -u)" != 0 ]; then
     if ! sudo -n true 2>/dev/null && ! { command -v sudo >/dev/null && [ -t 0 ]; }; then
       die "as root, run: apt-get install --no-install-recommends $*   (then this again)"
     fi
+    say "$* is needed, and sudo may ask for your password"
+    sudo -v || die "as root, run: apt-get install --no-install-recommends $*   (then this again)"
     get=(sudo "${get[@]}")
   fi
-  say "installing $*"
+  say "installing $* (once)"
   logged "${get[@]}" "${install[@]}" || { logged "${get[@]}" update && logged "${get[@]}" "${install[@]}"; } \
     || die_with_log "$home/install.log" "apt-get could not install $*: see above"
 }
@@ -100,7 +104,8 @@ make_venv() {
   for name in python3 python3.14 python3.13 python3.12 python3.11; do
     if is_new_enough "$name"; then python=$name && break; fi
   done
-  [ "$python" ] || die "no Python 3.11 or newer in PATH: install one, from your distribution or python.org"
+  [ "$python" ] || die "Python 3.11 or newer is needed, and python3 here is $(python3 --version 2>&1 || true):" \
+    "install one, from your distribution or python.org"
   if ! "$python" -c 'import ensurepip' 2>/dev/null; then  # Debian and Ubuntu keep it in a package of its own
     command -v apt-get >/dev/null || die "$python has no ensurepip: install your distribution's package of Python's venv"
     apt_install "$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
@@ -152,14 +157,17 @@ stop_server() {
   say "the server has stopped"
 }
 
-# Sets `server` to a server binary and `kind` to what it is, which must be what made the data that is there.
 # A plain user's PATH lacks the sbin folders, cron's the others.
+find_program() {
+  PATH=$PATH:/usr/sbin:/usr/local/sbin:/usr/libexec:/usr/local/bin:/opt/homebrew/bin:/usr/local/mysql/bin command -v "$1"
+}
+
+# Sets `server` to a server binary and `kind` to what it is, which must be what made the data that is there.
 find_server() {
   local made_by name mismatch=''
   made_by=$(cat "$home/data/.complete" 2>/dev/null || true)
   for name in mysqld mariadbd; do
-    server=$(PATH=$PATH:/usr/sbin:/usr/local/sbin:/usr/libexec:/usr/local/bin:/opt/homebrew/bin:/usr/local/mysql/bin \
-      command -v "$name") || continue
+    server=$(find_program "$name") || continue
     case $("$server" --no-defaults --version) in *MariaDB*) kind=MariaDB ;; *) kind=MySQL ;; esac
     if [ "${made_by:-$kind}" = "$kind" ]; then return; fi
     mismatch=$server
@@ -273,39 +281,42 @@ start_server() {
 
 # ---------------------------------------------------------------------------------- database, table and accounts
 
-# The three SQL files, with the names and passwords of this server. Safe to repeat, as they are.
+# By the code for a MySQL of one's own. Each start sets both accounts to the passwords in .mysql/.
 set_up_database() {
-  "$venv/bin/python" - "$project/sql" "$home" "$database" <<'PYTHON'
+  "$venv/bin/python" - "$project" "$home" "$database" <<'PYTHON'
 import sys
 from pathlib import Path
 
-import mysql.connector
+project, home, database = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+sys.path.insert(0, project)
+from sql.create_database import ACCOUNTS, PipelineError, Server, check_name, create, power_bi, read_existing, session
 
-sql, home, database = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-password = {name: (home / f"{name}.password").read_text().strip() for name in ("root", "crypto_etl", "crypto_reader")}
-port = int((home / "port").read_text())
+root, *passwords = ((home / f"{name}.password").read_text().strip() for name in ("root", *ACCOUNTS))
+admin = Server("127.0.0.1", int((home / "port").read_text()), "", "root", root)
 try:
-    server = mysql.connector.connect(host="127.0.0.1", port=port, user="root", password=password["root"])
-    cursor = server.cursor()
-    cursor.execute("SHOW DATABASES LIKE %s", (database.replace("_", r"\_"),))
-    is_new = not cursor.fetchall()
-    for name in ("database.sql", "crypto_prices.sql", "accounts.sql"):
-        text = (sql / name).read_text(encoding="utf-8").replace("crypto_db", f"`{database}`")
-        for account in ("crypto_etl", "crypto_reader"):
-            text = text.replace(f"<password for {account}>", f"'{password[account]}'")
-        cursor.execute(text)
-        while cursor.nextset():
-            pass
-        if name == "database.sql":
-            cursor.execute(f"USE `{database}`")
-except mysql.connector.Error as error:
-    sys.exit(f"local_mysql: the database {database} could not be set up: {error}; see {home / 'server.log'}")
+    check_name(database)
+    with session(admin) as cursor:
+        is_new = "the database" not in read_existing(cursor, database)
+    create(admin, database, dict(zip(ACCOUNTS, passwords)), changed=ACCOUNTS)
+except PipelineError as error:
+    sys.exit(f"local_mysql: the database could not be set up: {error}")
 if is_new:
-    print(f"""local_mysql: the database {database} is ready. In Power BI, enter
-local_mysql:   server    127.0.0.1:{port}
-local_mysql:   database  {database}
-local_mysql:   user      crypto_reader, with the password in {home / "crypto_reader.password"}""", file=sys.stderr)
+    lines = power_bi(admin.address, database, f"in {home / 'crypto_reader.password'}")
+    print(f"local_mysql: the database {database} is ready;", *lines, sep="\nlocal_mysql: ", file=sys.stderr)
 PYTHON
+}
+
+# Become a MySQL client on the private server, as the account that may only read.
+open_client() {
+  local client
+  client=$(find_program mysql || find_program mariadb) || {
+    command -v apt-get >/dev/null || die "no mysql client: install your distribution's MySQL or MariaDB client"
+    apt_install default-mysql-client-core
+    client=$(find_program mysql || find_program mariadb)
+  }
+  (umask 077; printf '%s\n' '[client]' protocol=tcp host=127.0.0.1 "port=$port" user=crypto_reader \
+    "password=$(cat "$home/crypto_reader.password")" >"$home/client.cnf")
+  exec "$client" --defaults-file="$home/client.cnf" "$@" "$database"
 }
 
 # ------------------------------------------------------------------------------------------------ in this order
@@ -337,14 +348,12 @@ set_up_database || exit
 exec 9>&-
 give_to_owner  # exec runs no trap
 
+port=$(cat "$home/port") password=$(cat "$home/crypto_etl.password") root_password=$(cat "$home/root.password")
 export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv"
-export MYSQL_HOST=127.0.0.1 MYSQL_DATABASE="$database" MYSQL_USER=crypto_etl MYSQL_SSL_CA=''
-MYSQL_PORT=$(cat "$home/port")
-MYSQL_PASSWORD=$(cat "$home/crypto_etl.password")
-export MYSQL_PORT MYSQL_PASSWORD
+export MYSQL_HOST=127.0.0.1 MYSQL_PORT="$port" MYSQL_DATABASE="$database" MYSQL_SSL_CA=''
+export MYSQL_USER=crypto_etl MYSQL_PASSWORD="$password"
 # The account of the tests: it may create databases.
-export TEST_MYSQL_HOST=127.0.0.1 TEST_MYSQL_PORT="$MYSQL_PORT" TEST_MYSQL_USER=root
-TEST_MYSQL_PASSWORD=$(cat "$home/root.password")
-export TEST_MYSQL_PASSWORD
+export TEST_MYSQL_HOST=127.0.0.1 TEST_MYSQL_PORT="$port" TEST_MYSQL_USER=root TEST_MYSQL_PASSWORD="$root_password"
+if [ "$1" = mysql ]; then shift; open_client "$@"; fi
 type -P "$1" >/dev/null || { say "cannot run $1: not found, or not executable"; exit 127; }
 exec "$@"

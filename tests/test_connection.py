@@ -173,7 +173,7 @@ def test_an_error_is_one_short_line_that_leaves_room_for_the_command_that_loads_
         (1226, "used up a limit of its own"),
         (1130, "from other machines only"),
         (1015, "cannot lock the table"),
-        (1142, "run sql/accounts.sql"),
+        (1142, "sql/accounts.sql"),
         (1317, "was lost"),
         (1698, "refused the login"),
         (3032, "takes no writes"),

@@ -115,20 +115,34 @@ def test_another_database_is_made_when_it_is_named_and_printed_once(project: Pro
     assert second.stderr == ""
 
 
-def test_an_account_of_the_first_edition_gets_the_right_to_delete(project: Project):
-    sql = project.folder / "sql" / "accounts.sql"
-    now = sql.read_text(encoding="utf-8")
-    sql.write_text(now.replace(", DELETE ON", " ON"), encoding="utf-8")
-    delete = COUNT.replace("SELECT COUNT(*) FROM crypto_prices", "DELETE FROM crypto_prices").replace(
-        "print(k.fetchone()[0])", "print(k.rowcount)"
+def test_its_accounts_have_their_rights_and_the_passwords_of_its_files_again_with_each_start(project: Project):
+    change = "ALTER USER crypto_etl IDENTIFIED BY 'another', crypto_reader IDENTIFIED BY 'another'"
+    revoke = "REVOKE DELETE, INSERT ON crypto_changed.crypto_prices FROM crypto_etl"
+    as_root = "import mysql.connector as m, os; e = os.environ; c = m.connect(host='127.0.0.1', user='root',"
+    as_root += " port=e['MYSQL_PORT'], password=e['TEST_MYSQL_PASSWORD']); k = c.cursor()"
+    changed = project.run(
+        "python", "-c", f'{as_root}; k.execute("{change}"); k.execute("{revoke}")', MYSQL_DATABASE="crypto_changed"
     )
-    refused = project.run("python", "-c", delete, MYSQL_DATABASE="crypto_first")
-    sql.write_text(now, encoding="utf-8")
+    assert changed.returncode == 0, changed.stderr
 
-    allowed = project.run("python", "-c", delete, MYSQL_DATABASE="crypto_first")
+    project.load_sample(MYSQL_DATABASE="crypto_changed")
 
-    assert "DELETE command denied" in refused.stderr
-    assert allowed.stdout == "0\n", allowed.stderr
+    reader = COUNT.replace("e['MYSQL_USER']", "'crypto_reader'").replace(
+        "e['MYSQL_PASSWORD']", f"open({str(project.home / 'crypto_reader.password')!r}).read().strip()"
+    )
+    assert project.run("python", "-c", reader, MYSQL_DATABASE="crypto_changed").stdout == "99\n"
+    assert not (project.folder / ".env").exists()
+
+
+@pytest.mark.skipif(not (shutil.which("mysql") or shutil.which("mariadb")), reason="no client here")
+def test_a_client_opens_as_the_account_that_only_reads(project: Project):
+    shown = project.run(
+        "mysql", "-N", "-e", "SELECT COUNT(*), USER() FROM crypto_prices", MYSQL_DATABASE="crypto_client"
+    )
+    refused = project.run("mysql", "-e", "DELETE FROM crypto_prices", MYSQL_DATABASE="crypto_client")
+
+    assert shown.stdout.startswith("0\tcrypto_reader@"), shown.stderr
+    assert "denied" in refused.stderr
 
 
 # ----------------------------------------------------------------------------------------------------------- the server
@@ -196,8 +210,7 @@ def test_stop_stops_the_server_and_reports_it(bare_project: Project):
 @pytest.mark.parametrize(
     ("command", "variables", "part"),
     [
-        (["true"], {"MYSQL_DATABASE": "a-b"}, "MYSQL_DATABASE is 'a-b'"),
-        (["true"], {"MYSQL_DATABASE": "mysql"}, "use another name"),
+        (["true"], {"MYSQL_DATABASE": "mysql"}, "the database cannot be 'mysql'"),
         (["--with", "nowhere.txt", "true"], {}, "there is no file nowhere.txt"),
         ([], {}, "usage:"),
     ],

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import pytest
 
 from tests.conftest import Scripts, make_settings, one_line_error
+from tests.installation import Installation
 from tests.own_server import Command, OwnDatabase, OwnServer, Proxy
-from tests.stub_coingecko import StubCoinGecko
+from tests.stub_coingecko import SAMPLE_FILES, StubCoinGecko
 
 LOGINS = "general.log"
 NO_CA = {"MYSQL_SSL_CA": "", "MYSQL_USER": "u", "MYSQL_PASSWORD": "p"}
@@ -87,6 +88,14 @@ def tls_scripts(scripts: Scripts, tls_server: OwnServer, certificates: Certifica
     database.drop()
 
 
+@pytest.fixture
+def new_installation(tls_server: OwnServer, tmp_path: Path) -> Iterator[Installation]:
+    """A checkout that is to be set up on the server with TLS."""
+    installation = Installation(tmp_path / "checkout", tls_server)
+    yield installation
+    installation.clean()
+
+
 def has_login(own: OwnServer, scripts: Scripts) -> bool:
     log = (own.folder / "data" / LOGINS).read_text(encoding="utf-8", errors="replace")
     return f"\t{scripts.settings['MYSQL_USER']}@" in log
@@ -127,6 +136,30 @@ def test_a_server_without_tls_is_refused_when_there_is_a_ca(
     one_line_error(result, 4, "no trusted TLS connection to", "check MYSQL_SSL_CA")
     assert tls_scripts.settings["MYSQL_USER"].encode() not in proxy.sent
     assert api.requests == []
+
+
+def test_a_database_is_created_over_tls_and_the_pipeline_uses_it(
+    new_installation: Installation, certificates: Certificates
+):
+    new_installation.made("--ssl-ca", certificates.ca)
+
+    assert new_installation.env()["MYSQL_SSL_CA"] == str(certificates.ca)
+    assert new_installation.pipeline("-q", "--replay", SAMPLE_FILES[-1]).returncode == 0
+
+
+@pytest.mark.parametrize("wrong", ["CA", "no TLS"])
+def test_a_server_that_is_not_to_be_trusted_gets_no_new_passwords(
+    new_installation: Installation, certificates: Certificates, tls_server: OwnServer, wrong: str
+):
+    with closing(Proxy(tls_server.port)) as proxy:  # which takes TLS off
+        if wrong == "no TLS":
+            line = new_installation.refused(4, "--ssl-ca", certificates.ca, "--port", proxy.port)
+        else:
+            line = new_installation.refused(4, "--ssl-ca", certificates.other_ca)
+
+    assert "no trusted TLS connection" in line
+    assert "--ssl-ca" in line
+    assert new_installation.left() == []
 
 
 # ------------------------------------------------------------------------------------------ a server of another machine

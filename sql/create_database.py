@@ -1,0 +1,395 @@
+"""Create database, table and accounts on a MySQL or MariaDB of your own, and write .env for the pipeline.
+
+  python sql/create_database.py                                                    on this machine, as root
+  python sql/create_database.py --host db.example.com --user admin --ssl-ca ca.pem
+  sudo .venv/bin/python sql/create_database.py --socket /run/mysqld/mysqld.sock    where root has no password
+
+Asks for the administrator's password, or takes MYSQL_ADMIN_PASSWORD. Runs database.sql, crypto_prices.sql and
+accounts.sql; the two accounts get random passwords. Safe to repeat: what is there stays, passwords included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import re
+import secrets
+import shlex
+import string
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any, NoReturn
+
+PROJECT_DIR = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT_DIR))  # for a script, Python looks in its own folder alone
+
+from sql.connection import (  # noqa: E402
+    HINTS,
+    NO_SERVER,
+    NO_TLS,
+    DatabaseError,
+    PipelineError,
+    Server,
+    connect,
+    explain,
+    is_loopback,
+    mysql_errors,
+    quote,
+)
+
+SQL_DIR, ENV_FILE = PROJECT_DIR / "sql", PROJECT_DIR / ".env"
+FILES = {"database.sql": "the database", "crypto_prices.sql": "the table", "accounts.sql": "the accounts"}
+ETL, READER = ACCOUNTS = ("crypto_etl", "crypto_reader")  # of the pipeline, and of the dashboard
+GRANTED = ("SELECT", "INSERT", "UPDATE", "DELETE")  # to crypto_etl
+SYSTEM_DATABASES = ("mysql", "sys", "information_schema", "performance_schema")
+SOCKETS = ("/run/mysqld/mysqld.sock", "/var/lib/mysql/mysql.sock", "/tmp/mysql.sock")
+OTHER_ADMIN = "name one that may create databases and accounts with --user"
+OWN_HINTS = {
+    NO_SERVER: "no MySQL server answers at {server} ({error}): start it, or check --host, --port and --socket",
+    NO_TLS: "no trusted TLS connection to {server} ({error}): check --ssl-ca, and that --host is the name in the"
+    " server's certificate",
+    (1045,): "MySQL at {server} refused the login of {user} ({error}): check the password and --user",
+    (1130,): "MySQL at {server} lets {user} in from other machines only ({error}): run this there, or with --user",
+    (1044, 1142, 1227, 1410): "{user} at {server} lacks a right ({error}): " + OTHER_ADMIN,
+    (1819,): "the password policy at {server} refuses 29 random letters, digits and dashes ({error}): relax it",
+}
+ADMIN_HINTS = OWN_HINTS | {numbers: hint for numbers, hint in HINTS.items() if numbers not in OWN_HINTS}
+
+
+class SetupError(PipelineError):
+    """An option, a file, or what is already there does not allow it; nothing was made."""
+
+    exit_code = 2
+
+
+# --------------------------------------------------------------------------------------------------------- sessions
+
+
+@contextmanager
+def session(server: Server) -> Iterator[Any]:
+    """A cursor of a new session. MySQL's errors become DatabaseErrors, with a hint for this script's options."""
+    try:
+        with closing(connect(server)) as connection, closing(connection.cursor()) as cursor:
+            yield cursor
+    except mysql_errors() as error:
+        raise explain(error, server, ADMIN_HINTS) from error
+
+
+def read(cursor: Any, statement: str, *parameters: str) -> list[tuple]:
+    cursor.execute(statement, parameters)
+    return cursor.fetchall()
+
+
+def log_in(server: Server) -> Server:
+    """`server` with the administrator's password: MYSQL_ADMIN_PASSWORD, none at a socket, or the one that is typed.
+
+    Raises SetupError without a terminal, and DatabaseError.
+    """
+    password = os.environ.get("MYSQL_ADMIN_PASSWORD")
+    if password is None and not server.socket:
+        password = ask_password(server)
+    try:
+        with session(server := replace(server, password=password or "")):
+            return server
+    except DatabaseError as error:
+        if error.errno == 1045 and password is None:  # a root of the socket needs a password, too
+            return replace(server, password=ask_password(server))
+        if error.errno == 1698:
+            socket = server.socket or next(filter(os.path.exists, SOCKETS), SOCKETS[0])
+            command = shlex.join(["sudo", sys.executable, __file__, "--socket", str(socket)])
+            error.args = (f"{quote(server.user)} at {server.address} logs in by the server's socket only: {command}",)
+        raise
+
+
+def ask_password(server: Server) -> str:
+    if not (sys.stdin and sys.stdin.isatty()):
+        raise SetupError(f"no terminal to ask for the password of {quote(server.user)}: set MYSQL_ADMIN_PASSWORD")
+    return getpass.getpass(f"password of {server.user} at {server.address}: ")
+
+
+# ------------------------------------------------------------------------------------------- checks before it is made
+
+
+def check_name(database: str) -> None:
+    is_usable = 1 <= len(database) <= 64 and database.isprintable() and database == database.strip()
+    if not is_usable or database.lower() in SYSTEM_DATABASES:
+        raise SetupError(
+            f"the database cannot be {quote(database)}: give a name of 1 to 64 characters, not the server's"
+        )
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise SetupError for options that cannot work."""
+    check_name(options.database)
+    ca = options.ssl_ca
+    if ca not in ("", "none") and not os.path.isfile(ca):  # noqa: PTH113 - is_file() raises where access is denied
+        raise SetupError(f"--ssl-ca is {quote(ca)}: give a file with CA certificates (PEM), or none")
+    if not (ca or options.socket or is_loopback(options.host)):
+        raise SetupError(
+            f"whoever answers as {quote(options.host)} would get the passwords: give its CA file with --ssl-ca, or"
+            " --ssl-ca none to trust whoever answers"
+        )
+
+
+def check_server(cursor: Any, admin: Server, database: str) -> None:
+    """Raise DatabaseError for an old server, or an administrator without the rights (those of a role are not seen)."""
+    [(version, account, role)] = read(cursor, "SELECT VERSION(), CURRENT_USER(), CURRENT_ROLE()")
+    if tuple(map(int, re.findall(r"\d+", version)[:3])) < ((10, 6) if "MariaDB" in version else (8, 0, 19)):
+        raise DatabaseError(f"{admin.address} is {version}: MySQL 8.0.19 or MariaDB 10.6 is needed, or newer")
+    if role not in (None, "NONE"):
+        return
+    user, _, host = account.rpartition("@")
+    rights = "SELECT privilege_type, is_grantable FROM information_schema"
+    everywhere = read(cursor, f"{rights}.user_privileges WHERE grantee = %s", f"'{user}'@'{host}'")
+    within = f"{rights}.schema_privileges WHERE grantee = %s AND %s LIKE table_schema"
+    here = read(cursor, within, f"'{user}'@'{host}'", database)
+    grants = [right for right in GRANTED if (right, "YES") not in [*everywhere, *here]]
+    missing = [f"GRANT OPTION for {', '.join(grants)}"] if grants else []
+    missing += [] if "CREATE" in dict([*everywhere, *here]) else ["CREATE"]
+    missing += [] if "CREATE USER" in dict(everywhere) else ["CREATE USER"]
+    if missing:
+        lacks = f"{quote(admin.user)} at {admin.address} lacks {' and '.join(missing)}"
+        raise DatabaseError(f"{lacks}, so nothing was made: {OTHER_ADMIN}")
+
+
+def read_existing(cursor: Any, database: str) -> list[str]:
+    """Which of "the database", "the table" and the accounts are there."""
+    schema = read(cursor, "SELECT 1 FROM information_schema.schemata WHERE schema_name = %s", database)
+    table = "SELECT 1 FROM information_schema.tables WHERE table_schema = %s AND table_name = 'crypto_prices'"
+    account = "SELECT 1 FROM mysql.user WHERE user = %s AND host = '%'"
+    found = {"the database": schema, "the table": read(cursor, table, database)}
+    found |= {name: read(cursor, account, name) for name in ACCOUNTS}
+    return [name for name, rows in found.items() if rows]
+
+
+def check_table(cursor: Any, database: str) -> None:
+    """Raise DatabaseError for a crypto_prices without the columns and the key of sql/crypto_prices.sql."""
+    text = (SQL_DIR / "crypto_prices.sql").read_text(encoding="utf-8")
+    wanted = re.findall(r"^  (\w+) +(VARCHAR|INT|DOUBLE|DATETIME)\b(?:\((\d+)\))?", text, re.M)
+    facts = (
+        "LOWER(column_name), UPPER(data_type), COALESCE(character_maximum_length, datetime_precision, 0), column_key"
+    )
+    where = "WHERE table_schema = %s AND table_name = 'crypto_prices'"
+    present = {
+        row[0]: row[1:] for row in read(cursor, f"SELECT {facts} FROM information_schema.columns {where}", database)
+    }
+    problems = [
+        f"no column {name} of {kind}{f'({size})' if size else ''}"
+        for name, kind, size in wanted
+        if name not in present or present[name][0] != kind or present[name][1] < int(size or 0)
+    ]
+    if {name for name, facts in present.items() if facts[2] == "PRI"} != {"timestamp", "coin_id"}:
+        problems.insert(0, "a primary key other than timestamp, coin_id")
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise DatabaseError(
+            f"{database}.crypto_prices was made by something else ({', '.join(problems[:3])}{more}), so nothing was"
+            " made: keep it under another name (RENAME TABLE), or give another --database; see README.md"
+        )
+
+
+def check_kept_password(etl: Server, env: Mapping[str, str]) -> None:
+    """Raise SetupError unless .env holds the password of crypto_etl, which is there. `etl` has no database yet."""
+    problem = "does not hold"
+    if env.get("MYSQL_USER") == etl.user and etl.password:
+        try:
+            with session(etl):
+                return
+        except DatabaseError as error:
+            if error.errno != 1045:
+                raise
+            problem = "does not hold (the server refuses the one there)"
+    raise SetupError(
+        f"crypto_etl is there already and keeps its password, which {ENV_FILE} {problem}, so nothing was changed: put"
+        " it there, or add --new-passwords, which sets new ones for both accounts"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ what is made
+
+
+def new_password() -> str:
+    """A random password (140 bits) for every policy: 29 letters of both cases, digits and dashes.
+
+    None of these needs quotes or escapes in SQL, .env, a shell or Power BI.
+    """
+    while True:
+        text = "-".join("".join(secrets.choice(string.ascii_letters + string.digits) for _ in "12345") for _ in "12345")
+        if all(sum(map(kind, text)) >= 3 for kind in (str.isupper, str.islower, str.isdigit)):
+            return text
+
+
+def create(admin: Server, database: str, passwords: Mapping[str, str], changed: Iterable[str]) -> None:
+    """Run the three SQL files. An account that is new, or among `changed`, has its password of `passwords` then.
+
+    Safe to repeat. Raises DatabaseError, which says what stands.
+    """
+    name = f"`{database.replace('`', '``')}`"
+    done: list[str] = []
+    try:
+        with session(admin) as cursor:
+            for file, what in FILES.items():
+                text = (SQL_DIR / file).read_text(encoding="utf-8").replace("crypto_db", name)
+                for account, password in passwords.items():
+                    literal = password.replace("\\", "\\\\").replace("'", "''")
+                    text = text.replace(f"<password for {account}>", f"'{literal}'")
+                cursor.execute(text)
+                while cursor.nextset():
+                    pass
+                cursor.execute(f"USE {name}")
+                done.append(what)
+            for account in changed:  # CREATE USER leaves an existing account its password
+                cursor.execute(f"ALTER USER '{account}'@'%' IDENTIFIED BY %s", (passwords[account],))
+    except DatabaseError as error:
+        stands = f"what stands: {', '.join(done) or 'nothing'}; then run this again"
+        error.args = (f"{error}; {stands}",)
+        raise
+
+
+def power_bi(address: str, database: str, password: str) -> list[str]:
+    """What to type into Power BI, in lines."""
+    names = {"server": address, "database": database, "user": READER, "password": password}
+    return ["in Power BI, enter", *(f"  {name:9} {value}" for name, value in names.items())]
+
+
+# -------------------------------------------------------------------------------------------------------------- .env
+
+
+def read_env() -> dict[str, str]:
+    """The values in .env; none when there is no such file. Raises SetupError."""
+    from dotenv import dotenv_values
+
+    if not ENV_FILE.exists() and not os.access(PROJECT_DIR, os.W_OK):
+        raise SetupError(f"{PROJECT_DIR} is not writable, and .env goes there: run this as its owner")
+    try:
+        text = ENV_FILE.read_text(encoding="utf-8-sig") if ENV_FILE.exists() else ""  # as the pipeline reads it
+    except (OSError, ValueError) as error:
+        raise SetupError(f"cannot read {ENV_FILE} ({quote(str(error))}): save it as a text file in UTF-8") from error
+    return {key: value or "" for key, value in dotenv_values(stream=StringIO(text), interpolate=False).items()}
+
+
+def env_line(key: str, value: str) -> str:
+    """KEY=value, in quotes where .env needs them."""
+    if re.fullmatch(r"[\w./:@%+-]*", value, re.A):
+        return f"{key}={value}"
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+def write_env(values: Mapping[str, str]) -> None:
+    """.env.example with `values` as .env, readable by the project's owner alone, also when sudo made it."""
+    lines = (PROJECT_DIR / ".env.example").read_text(encoding="utf-8").splitlines()
+    keys = [line.partition("=")[0] for line in lines]
+    lines = [env_line(key, values[key]) if key in values else line for key, line in zip(keys, lines, strict=True)]
+    with os.fdopen(os.open(ENV_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write("\n".join([*lines, ""]))
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        owner = PROJECT_DIR.stat()
+        os.chown(ENV_FILE, owner.st_uid, owner.st_gid)
+
+
+# ------------------------------------------------------------------------------------------------------------ script
+
+
+def run(options: argparse.Namespace) -> None:
+    check_options(options)
+    env, database = read_env(), options.database
+    ca = options.ssl_ca if options.ssl_ca in ("", "none") else os.path.abspath(options.ssl_ca)  # noqa: PTH100
+    tls = Path(ca) if ca not in ("", "none") else None
+    socket = Path(options.socket) if options.socket else None
+    admin = log_in(Server(options.host, options.port or 3306, "", options.user, "", tls, socket))
+    with session(admin) as cursor:
+        check_server(cursor, admin, database)
+        existing = read_existing(cursor, database)
+        if "the table" in existing:
+            check_table(cursor, database)
+        port = admin.port if options.port or not socket else read(cursor, "SELECT @@port")[0][0]
+    kept = [account for account in ACCOUNTS if account in existing and not options.new_passwords]
+    etl = Server(options.host, port, "", ETL, env.get("MYSQL_PASSWORD", ""), tls)
+    if ETL in kept:
+        check_kept_password(etl, env)
+    passwords = {account: new_password() for account in ACCOUNTS}
+    create(admin, database, passwords, [account for account in ACCOUNTS if account in existing and account not in kept])
+
+    made = [name for name in ("the database", "the table", *ACCOUNTS) if name not in existing]
+    print(f"{admin.address}: made {', '.join(made) or 'nothing'}; there already: {', '.join(existing) or 'nothing'}")
+    passwords |= {ETL: etl.password} if ETL in kept else {}
+    accounts = [replace(etl, database=database, user=name, password=passwords[name]) for name in ACCOUNTS]
+    settle_env(env, accounts[0], ca)
+    if READER in kept:
+        print(f"{READER} keeps its password (lost? --new-passwords)")
+    else:
+        print(*power_bi(etl.address, database, f"{passwords[READER]}   (shown this once)"), sep="\n")
+    tested = [account for account in accounts if account.user == ETL or READER not in kept]
+    for account in tested:
+        check_login(account)
+    print(f"{' and '.join(account.user for account in tested)} can log in; next: python pipeline_orchestrator.py")
+
+
+def settle_env(env: Mapping[str, str], etl: Server, ca: str) -> None:
+    """Write .env, or print which lines to change in the one that is there."""
+    values = {"MYSQL_HOST": etl.host, "MYSQL_PORT": str(etl.port), "MYSQL_DATABASE": etl.database}
+    values |= {"MYSQL_USER": etl.user, "MYSQL_PASSWORD": etl.password, "MYSQL_SSL_CA": ca}
+    if not ENV_FILE.exists():
+        try:
+            write_env(values)
+        except OSError as error:
+            again = "fix that, then run this again with --new-passwords"
+            raise SetupError(f"all is made, yet {ENV_FILE} cannot be written ({error.strerror}): {again}") from error
+        print(f"wrote {ENV_FILE}")
+    elif lines := [env_line(key, value) for key, value in values.items() if env.get(key, "") != value]:
+        print(f"change these lines in {ENV_FILE}:", *lines, sep="\n  ")
+
+
+def check_login(account: Server) -> None:
+    """Raise DatabaseError unless the account reaches the table."""
+    try:
+        with closing(connect(account)) as connection, closing(connection.cursor()) as cursor:
+            read(cursor, "SELECT 1 FROM crypto_prices LIMIT 1")
+    except mysql_errors() as error:
+        raise DatabaseError(
+            f"all is made, yet {account.user} cannot log in at {account.address} ({quote(str(error))}): let the server"
+            " listen there, and drop accounts of that name or without a name that are for another host than % (SELECT"
+            " user, host FROM mysql.user), then run this again"
+        ) from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line in, exit code out: 0 done, 2 options or files, 4 the database."""
+    parser = Parser(prog="create_database.py", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--host", default="localhost", help="the server (default: localhost)")
+    parser.add_argument("--port", type=int, help="its port (3306)")
+    parser.add_argument("--socket", metavar="FILE", help="the socket of a server on this machine, to log in through it")
+    parser.add_argument("--user", default="root", help="the administrator (root)")
+    parser.add_argument("--ssl-ca", metavar="FILE", default="", help="CA file of a server elsewhere, or none")
+    parser.add_argument("--database", default="crypto_db", help="the database (crypto_db)")
+    parser.add_argument("--new-passwords", action="store_true", help="new passwords for accounts that are there")
+    try:
+        run(parser.parse_args(argv))
+        return 0
+    except PipelineError as error:
+        problem, exit_code = str(error), error.exit_code
+    except ModuleNotFoundError as error:
+        install = f"{sys.executable} -m pip install -r requirements.txt"
+        problem, exit_code = f"the module {error.name} is missing: {install}", SetupError.exit_code
+    except (KeyboardInterrupt, EOFError):
+        problem, exit_code = "stopped: run it again", 130
+    print(f"create_database: {problem}", file=sys.stderr)
+    return exit_code
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SetupError(f"{message}; see {self.prog} --help")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
