@@ -1,10 +1,11 @@
-"""Fetch the cryptocurrency market from CoinGecko and upsert it into MySQL, table crypto_prices.
+"""Fetch the cryptocurrency market from CoinGecko and upsert it into MySQL.
 
-  python etl_crypto.py                              the COIN_LIMIT largest coins, as they are now
-  python etl_crypto.py --coins 250 --dry-run        fetch and check them, write nothing
-  python etl_crypto.py --replay snapshots/*.gz      load raw snapshots again
+  python etl_crypto.py                           the market as it is now
+  python etl_crypto.py --coins 250 --dry-run     fetch it, write nothing
+  python etl_crypto.py --replay snapshots/*.gz   load raw snapshots again
 
-Rows are left without a market_cap_tier: segment_and_load.py fills it in, and pipeline_orchestrator.py runs both.
+Rows have no market_cap_tier yet: segment_and_load.py fills it in, and
+pipeline_orchestrator.py runs both.
 Settings come from .env (see .env.example); exit codes are in README.md.
 """
 
@@ -34,11 +35,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import Field, dataclass, field, fields, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from functools import partial
 from io import StringIO
-from itertools import chain, count, islice, pairwise
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit
@@ -56,7 +57,9 @@ from sql.connection import (
 )
 from sql.crypto_prices import COLUMNS, FIGURES, TEXT_LENGTHS, open_database
 
+VERSION = "2.0.0"
 PROJECT_DIR = Path(__file__).resolve().parent
+UTC = timezone.utc  # noqa: UP017 - an old Python has no datetime.UTC, and shall get as far as sql/__init__.py
 log = logging.getLogger("etl_crypto")
 Fetch = Callable[[Any], Any]  # one call of the API, for a page or a coin
 
@@ -199,7 +202,17 @@ def read_environment(env_file: Path | None) -> dict[str, str]:
             raise ConfigError(f"{path}, line {line.original.line}, is not KEY=value: fix it (a quote without its end?)")
     values = dotenv_values(stream=StringIO(text), interpolate=False)
     warn_of_misspelt_keys(path, values)
+    warn_of_readers(path, values)
     return {key: value for key, value in values.items() if value is not None} | dict(os.environ)
+
+
+def warn_of_readers(path: Path, values: Mapping[str, str | None]) -> None:
+    """Warn of passwords that anybody may read; not under -q, as cron would mail it with every run."""
+    secrets = [each.name.upper() for each in fields(Settings) if not each.repr]
+    if os.name == "posix" and any(map(values.get, secrets)) and log.isEnabledFor(logging.INFO):
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode) and mode & stat.S_IROTH:
+            log.warning("everybody on this machine may read the passwords in it: chmod 600 %s", shlex.quote(str(path)))
 
 
 def warn_of_misspelt_keys(path: Path, keys: Iterable[str]) -> None:
@@ -289,8 +302,51 @@ def duration(minutes: float) -> str:
     return f"{whole // MINUTES_PER_DAY} d {whole % MINUTES_PER_DAY // 60} h"
 
 
+BAR_WIDTH = 30
+
+
+class Progress:
+    """How far a job of `total` calls is, unless -q: a bar on a terminal, a line a minute in a log.
+
+    Nothing when the rate limit of `per_minute` calls lets all of them through at once.
+    """
+
+    def __init__(self, what: str, total: int, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.what = what
+        self.total = total
+        self.seconds_each = 60 / per_minute  # at least
+        self.is_shown = total > per_minute and log.isEnabledFor(logging.INFO)
+        self.clock = clock
+        self.started = self.logged = clock()
+
+    def update(self, done: int) -> None:
+        if not self.is_shown:
+            return
+        now, total = self.clock(), max(self.total, done)
+        left = (total - done) * max(self.seconds_each, (now - self.started) / max(done, 1))
+        text = f"{done:,} of {total:,} {self.what}, {duration(math.ceil(left / 60))} left"
+        if sys.stderr.isatty():
+            filled = BAR_WIDTH * done // total
+            # ends at its start, so that a log line overwrites it
+            sys.stderr.write(f"\r[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {text:40}\r")
+            sys.stderr.flush()
+        elif now - self.logged >= 60:
+            self.logged = now
+            log.info("%s", text)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Clear the bar."""
+        if self.is_shown and sys.stderr.isatty():
+            sys.stderr.write(f"\r{'':{BAR_WIDTH + 43}}\r")
+            sys.stderr.flush()
+
+
 # ------------------------------------------------------------------------------------------------- fetch: CoinGecko
 
+ALL_COINS = 17_500  # about, in 2026
 PER_PAGE = 250  # its largest page; the same for every page, or page 2 would not begin where page 1 ended
 MARKETS = f"/coins/markets?vs_currency=usd&order=market_cap_desc&per_page={PER_PAGE}"
 CALLS_IN_FLIGHT = 4
@@ -353,6 +409,7 @@ class CoinGecko:
         self.budget = settings.retry_budget_seconds
         self.any_time = any_time
         self.time_is_checked = False
+        self.has_paced = self.has_waited = False
         self.calls = 0
         self.answered: deque[float] = deque()  # when the calls of the last minute were answered
         # More threads than calls: one whose answer trickles in keeps its thread after its time is up.
@@ -361,7 +418,8 @@ class CoinGecko:
         host = urlsplit(settings.coingecko_base_url).hostname or ""
         self.session.trust_env = not is_loopback(host)  # a proxy is for other machines
         self.session.auth = lambda request: request  # without one, a password of ~/.netrc would be sent
-        self.session.headers["User-Agent"] = "crypto-market-pipeline (python-requests)"  # an empty one is answered 403
+        # an empty one is answered 403
+        self.session.headers["User-Agent"] = f"crypto-market-pipeline/{VERSION} (python-requests)"
         if settings.coingecko_api_key:
             self.session.headers[f"x-cg-{settings.coingecko_api_plan}-api-key"] = settings.coingecko_api_key
 
@@ -438,8 +496,10 @@ class CoinGecko:
             if len(self.answered) < limit:
                 return limit - len(self.answered)
             pause = max(self.answered[0] + 60 - self.clock(), 0.01)
-            if pause > 1:
-                log.info("%d calls made, %d a minute are allowed: waiting %.0f s", self.calls, limit, pause)
+            if pause > 1:  # Progress tells of the others
+                level = logging.DEBUG if self.has_paced else logging.INFO
+                log.log(level, "%d calls made, %d a minute are allowed: waiting %.0f s", self.calls, limit, pause)
+                self.has_paced = True
             self.sleep(pause)
 
     def wait_to_retry(
@@ -453,6 +513,7 @@ class CoinGecko:
             raise DataError(f"CoinGecko, {failed}, again and again: {RUN_LATER}")
         if has_tries and not any(problem.concerns_all for problem in problems.values()):
             pause = min(pause, LONGEST_BACKOFF)
+            log.warning("%s; trying again in %.0f s", failed, pause)
         elif pause > self.budget:
             raise DataError(
                 f"CoinGecko, {failed}; the next try is due in {pause:.0f} s, and RETRY_BUDGET_SECONDS="
@@ -460,8 +521,15 @@ class CoinGecko:
                 + (f", or load the sample market: {SAMPLE_COMMAND}" if what == "page" else "")
             )
         else:
+            outlook = ""
+            if not self.has_waited:
+                left = duration(self.budget / 60) if self.budget >= 60 else f"{self.budget:.0f} s"
+                outlook = f", and so on for up to {left} (RETRY_BUDGET_SECONDS)"
+                if what == "page" and not all(problem.was_sent for problem in problems.values()):
+                    outlook += f"; without internet, load the sample market: {SAMPLE_COMMAND}"
+            self.has_waited = True
             self.budget -= pause
-        log.warning("%s; trying again in %.0f s", failed, pause)
+            log.warning("%s; trying again in %.0f s%s", failed, pause, outlook)
         self.sleep(pause)
 
     def fetch_page(self, page: int) -> list:
@@ -518,7 +586,7 @@ class CoinGecko:
         minutes = abs(here - there) / timedelta(minutes=1)
         if minutes > CLOCK_TOLERANCE / timedelta(minutes=1):
             apart = f"{duration(minutes)} {'ahead of' if here > there else 'behind'} CoinGecko's"
-            problem = f"this machine's clock is {apart}: set it ({here:{TIME}} UTC here, {there:{TIME}} UTC there)"
+            problem = f"this machine's clock is {apart}: set it ({here:{TIME}} here, {there:{TIME}} there, UTC)"
             if not self.any_time:
                 raise DataError(f"{problem}, or use --force; nothing was written")
             log.warning("%s; --force goes on with the time here", problem)
@@ -627,7 +695,12 @@ def fetch_coins(api: CoinGecko, limit: int | None) -> tuple[list, str]:
 
     And what shows that the answer is broken, if anything does. Raises DataError.
     """
-    pages = fetch_pages(api, limit)
+    calls, per_minute = math.ceil((limit or ALL_COINS) / PER_PAGE), api.settings.requests_per_minute
+    if calls > per_minute:
+        time_needed = duration((calls - 1) // per_minute)
+        log.info(f"about {calls} calls are needed, and {per_minute} a minute allowed: this takes about {time_needed}")
+    with Progress("pages", calls, per_minute, api.clock) as progress:
+        pages = fetch_pages(api, limit, progress)
     coins = list(chain.from_iterable(pages))
     seen: set[str] = set()
     for position, coin in enumerate(coins, 1):
@@ -637,7 +710,7 @@ def fetch_coins(api: CoinGecko, limit: int | None) -> tuple[list, str]:
     return coins, find_problem(pages)
 
 
-def fetch_pages(api: CoinGecko, limit: int | None) -> list[list]:
+def fetch_pages(api: CoinGecko, limit: int | None, progress: Progress) -> list[list]:
     """The first pages, as many as hold `limit` distinct coins, and the one after a page of other than PER_PAGE rows.
 
     A coin comes twice when the ranking moves between two calls. An odd page is requested again; if it stays odd, it is
@@ -660,7 +733,9 @@ def fetch_pages(api: CoinGecko, limit: int | None) -> list[list]:
             if not new and (was_odd or len(answer) >= PER_PAGE):
                 return pages
             was_odd = len(answer) != PER_PAGE
-        log.info("pages 1 to %d: %d coins", len(pages), len(seen))
+            if len(pages) % CALLS_IN_FLIGHT == 0:  # those of a wave come together
+                progress.update(len(pages))
+        log.info(f"pages 1 to {len(pages)}: {len(seen):,} coins")
         if len(pages) * PER_PAGE >= wanted and find_problem(pages):
             break
     return pages
@@ -675,7 +750,7 @@ def fetch_again(api: CoinGecko, page: int, answer: list) -> list:
 def find_problem(pages: list[list]) -> str:
     """What shows that a page is broken; "" if nothing does. One that another page follows has PER_PAGE rows."""
     seen: set[str] = set()
-    for page, (answer, following) in enumerate(pairwise([*pages, []]), 1):
+    for page, (answer, following) in enumerate(zip(pages, [*pages[1:], []], strict=False), 1):
         if len(answer) != PER_PAGE and following:
             return f"page {page} has {len(answer)} rows and not {PER_PAGE}, though page {page + 1} follows"
         if len(answer) >= PER_PAGE and to_ids(answer) <= seen:
@@ -930,10 +1005,10 @@ def transform(snapshot: Snapshot) -> Batch:
         repeats += row[1] in rows
         rows.setdefault(row[1], row)
     if repeats:
-        log.info("%d rows repeat a coin and were skipped: the ranking moved between two pages", repeats)
+        log.info(f"{repeats:,} rows repeat a coin and were skipped: the ranking moved between two pages")
     undated = [coin_id for coin_id, row in rows.items() if row[-1] is None]
     if undated:
-        log.warning("last_updated of %d coins is no time and becomes NULL: %s", len(undated), join_quoted(undated))
+        log.warning(f"last_updated of {len(undated):,} coins is no time and becomes NULL: {join_quoted(undated)}")
     sorted_rows = [rows[coin_id] for coin_id in sorted(rows)]
     return Batch(snapshot.timestamp, sorted_rows, list(rejected.values()), *snapshot[2:])
 
@@ -964,13 +1039,13 @@ def keep_rejected(settings: Settings, options: Namespace, batch: Batch) -> None:
             where = f"; kept in {path}"
         except OSError as error:
             log.warning("rejected rows cannot be kept in %s (%s): change SNAPSHOT_DIR", path, error.strerror)
-    log.warning("%d rows rejected%s", len(batch.rejected), where)
+    log.warning(f"{len(batch.rejected):,} rows rejected{where}")
 
 
 def check_usable(batch: Batch, options: Namespace) -> None:
     """Raise DataError for a batch without a row, or (without --force) a broken one or one with many rejected rows."""
     rejected, received = len(batch.rejected), len(batch.rejected) + len(batch.rows)
-    share = f"{rejected} of the {received} coins of {batch.timestamp} UTC are unusable, so nothing was written"
+    share = f"{rejected:,} of the {received:,} coins of {batch.timestamp} UTC are unusable, so nothing was written"
     if not batch.rows:
         raise DataError(f"{share if rejected else 'the list of coins is empty, so nothing was written'}: {RUN_LATER}")
     if batch.problem and options.force:
@@ -989,13 +1064,13 @@ def check_size(settings: Settings, batch: Batch, expected: int) -> None:
     received = len(batch.rejected) + len(batch.rows)
     if received < MIN_COMPLETE_SHARE * expected:
         raise DataError(
-            f"the list ended early, so nothing was written: {received} coins came where {expected} were expected; run"
-            " again later, or use --force"
+            f"the list ended early, so nothing was written: {received:,} coins came where {expected:,} were expected;"
+            " run again later, or use --force"
         )
     if received < expected:
-        log.warning("%d coins came where %d were expected: %d are missing", received, expected, expected - received)
+        log.warning(f"{received:,} coins came where {expected:,} were expected: {expected - received:,} are missing")
     if not expected and settings.coin_limit and received < settings.coin_limit:
-        log.warning("the list ends with %d coins, before COIN_LIMIT=%d", received, settings.coin_limit)
+        log.warning(f"the list ends with {received:,} coins, before COIN_LIMIT={settings.coin_limit}")
 
 
 def check_missing(batch: Batch, before: datetime, market_caps: dict[str, float]) -> None:
@@ -1023,7 +1098,7 @@ def describe_share(coins: list[str], market_caps: dict[str, float]) -> str:
     share = sum(market_caps[coin] for coin in coins) / sum(market_caps.values()) if coins else 0.0
     if share <= MAX_MISSING_SHARE:
         return ""
-    return f"{len(coins)} coins, the largest {quote(coins[0])}, which held {share:.1%} of the market cap"
+    return f"{len(coins):,} coins, the largest {quote(coins[0])}, which held {share:.1%} of the market cap"
 
 
 def warn_of_future(cursor: Any, options: Namespace) -> None:
@@ -1042,7 +1117,7 @@ def warn_if_stale(batch: Batch, now: datetime) -> None:
     """Warn when CoinGecko's figures were already old when fetched."""
     newest = max((row[-1] for row in batch.rows if row[-1] and row[-1] <= now), default=now)
     if now - newest > STALE_AFTER:
-        when = f"{newest:%Y-%m-%d %H:%M} UTC, {(now - newest).total_seconds() // 60:.0f} minutes before the fetch"
+        when = f"{newest:%Y-%m-%d %H:%M} UTC, {(now - newest) // timedelta(minutes=1):,} minutes before the fetch"
         log.warning("the newest figure is from %s: see https://status.coingecko.com", when)
 
 
@@ -1098,7 +1173,7 @@ def batches(settings: Settings, options: Namespace) -> Iterator[Batch]:
             log.error("%s: %s", path, error)
             unusable.append(path.name)
         else:
-            log.info("%s: %d coins of %s UTC", path, len(batch.rows), batch.timestamp)
+            log.info(f"{path}: {len(batch.rows):,} coins of {batch.timestamp} UTC")
             yield batch
     if unusable:
         names = join_quoted(unusable)
@@ -1175,7 +1250,7 @@ def delete_old_rows(settings: Settings, database: Database) -> int:
         deleted += rows
         if time.monotonic() - logged >= 60:
             logged = time.monotonic()
-            log.info("%d rows older than %d days deleted, up to %s UTC", deleted, settings.retention_days, since)
+            log.info(f"{deleted:,} rows older than {settings.retention_days} days deleted, up to {since} UTC")
     return deleted
 
 
@@ -1198,8 +1273,10 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser(prog: str, description: str) -> Parser:
     """A parser with the options that all scripts have. `description` is the script's docstring."""
-    formatter = argparse.RawDescriptionHelpFormatter
+    formatter = partial(argparse.RawDescriptionHelpFormatter, max_help_position=28)
     parser = Parser(prog=prog, description=description, formatter_class=formatter, allow_abbrev=False)
+    parser.usage = "%(prog)s [option ...]"
+    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}", help="show the version and exit")
     parser.add_argument("--dry-run", action="store_true", help="say what would be written, write nothing")
     env_file = partial(to_path, folder=Path())
     parser.add_argument("--env-file", metavar="PATH", type=env_file, help="read the settings here, not in .env")
@@ -1212,11 +1289,11 @@ def make_parser(prog: str, description: str) -> Parser:
 def add_extract_options(parser: argparse.ArgumentParser) -> Any:
     """Add the options of the two scripts that fetch; returns the mutually exclusive group."""
     source = parser.add_mutually_exclusive_group()
-    help_text = "how many coins, or all (instead of COIN_LIMIT)"
+    help_text = "how many, or all, in place of COIN_LIMIT"
     source.add_argument("--coins", metavar="N", type=to_coin_limit, default=argparse.SUPPRESS, help=help_text)
-    help_text = "load raw snapshots (patterns allowed) instead of fetching"
+    help_text = "load raw snapshots, fetch nothing"
     source.add_argument("--replay", metavar="FILE", nargs="+", help=help_text)
-    help_text = "go on all the same: load what is incomplete or broken, or by a wrong clock"
+    help_text = "load what is incomplete, broken or misdated"
     parser.add_argument("--force", action="store_true", help=help_text)
     return source
 
@@ -1316,9 +1393,9 @@ def run(settings: Settings, options: Namespace) -> None:
             if database:
                 load(settings, options, database, batch, write_rows)
             done = "written" if database else "would be written (dry run)"
-            say(options, f"{batch.timestamp} UTC: {len(batch.rows)} coins {done}, {len(batch.rejected)} rejected")
+            say(options, f"{batch.timestamp} UTC: {len(batch.rows):,} coins {done}, {len(batch.rejected):,} rejected")
         if database and not options.replay and (deleted := delete_old_rows(settings, database)):
-            say(options, f"{deleted} rows older than {settings.retention_days} days deleted")
+            say(options, f"{deleted:,} rows older than {settings.retention_days} days deleted")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,11 +1,10 @@
-"""Run the pipeline: CoinGecko's market into MySQL, with its tiers, by hand or from cron.
+"""Run the pipeline: CoinGecko's market into MySQL, with its tiers.
 
-  python pipeline_orchestrator.py                            the COIN_LIMIT largest coins, as they are now
-  python pipeline_orchestrator.py --replay snapshots/*.gz    raw snapshots again
-  python pipeline_orchestrator.py --backfill 90              the daily history of these coins before
-  python pipeline_orchestrator.py --status --max-age 60      is the table up to date?
+  python pipeline_orchestrator.py                         the market as it is
+  python pipeline_orchestrator.py --backfill 90           the 90 days before
+  python pipeline_orchestrator.py --status --max-age 60   what is in the table
 
-Load and tiers are one transaction: whoever reads the table never sees a snapshot without its tiers.
+Load and tiers are one transaction: nobody sees a snapshot without its tiers.
 Settings come from .env (see .env.example); exit codes are in README.md.
 """
 
@@ -27,6 +26,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from hashlib import sha256
 from importlib import import_module
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote as quote_url
@@ -35,9 +35,11 @@ import etl_crypto
 import segment_and_load
 from etl_crypto import (
     MINUTES_PER_DAY,
+    TIME,
     Batch,
     ConfigError,
     DataError,
+    Progress,
     Settings,
     duration,
     floor_time,
@@ -60,6 +62,9 @@ class StaleDataError(PipelineError):
 
 
 # --------------------------------------------------------------------------------------------------------- summary
+
+
+LARGEST_CHANGES = 3  # that the summary shows, gains and losses each
 
 
 @dataclass
@@ -126,18 +131,36 @@ def describe_snapshot(batch: Batch | None, settings: Settings) -> Iterator[str]:
         total, coins, totals = float(caps.sum()), by_tier.size().to_dict(), by_tier.sum().to_dict()
     yield f"snapshot {batch.timestamp:%Y-%m-%d %H:%M} UTC: {len(caps):,} coins, total market cap {dollars(total)}"
     for tier in segment_and_load.TIERS:
-        share = f"{totals[tier] / total:6.1%}" if total else ""
-        yield f"  {tier:18} {coins[tier]:6,} coins {dollars(totals[tier]):>11} {share}".rstrip()
+        money = f"{dollars(totals[tier]):>8} {totals[tier] / total:6.1%}" if totals[tier] else ""
+        yield f"  {tier:18} {coins[tier]:6,} coins {money}".rstrip()
+    yield from describe_changes(batch)
     if stale := to_stale_coins(batch):
         yield f"stale coins: {describe_stale(len(stale), stale[0])}"
 
 
 def dollars(amount: float) -> str:
-    """`amount` (USD) as $3.41T, $250.00M or $12.50."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if amount >= size:
-            return f"${amount / size:.2f}{unit}"
-    return f"${amount:.2f}"
+    """`amount` (USD) in three digits, such as $3.41T, $48.2B or $208M; below a million as $12,345 or $1.50."""
+    for size, unit in ((1e6, "M"), (1e9, "B"), (1e12, "T")):
+        figure = amount / size
+        if figure >= 0.9995 and (figure < 999.5 or unit == "T"):
+            return f"${figure:,.{2 if figure < 9.995 else 1 if figure < 99.95 else 0}f}{unit}"
+    return f"${amount:,.{0 if amount >= 1000 else 2}f}"
+
+
+def describe_changes(batch: Batch) -> Iterator[str]:
+    """The coins with the largest gains and losses in 24 hours, side by side in lines of less than 100 characters."""
+    percentage = COLUMNS.index("price_change_percentage_24h")
+    changes = sorted((row[percentage], row[etl_crypto.COIN_ID]) for row in batch.rows if row[percentage])
+    losses = [change for change in changes[:LARGEST_CHANGES] if change[0] < 0]
+    gains = [change for change in changes[: -LARGEST_CHANGES - 1 : -1] if change[0] > 0]
+    if changes:
+        yield f"{'largest gains in 24 h':48}largest losses in 24 h"
+    for pair in zip_longest(gains, losses):
+        yield "".join(f"{describe_change(*change) if change else '':48}" for change in pair).rstrip()
+
+
+def describe_change(percentage: float, coin_id: str) -> str:
+    return f"{percentage:+9,.1f}%  {quote(coin_id, 30)}"
 
 
 def to_stale_coins(batch: Batch) -> list[str]:
@@ -149,7 +172,7 @@ def to_stale_coins(batch: Batch) -> list[str]:
 
 def describe_stale(coins: int, largest: str) -> str:
     hours = STALE_COIN_AGE // timedelta(hours=1)
-    return f"{coins:,}, with figures over {hours} h older than the snapshot; the largest is {quote(largest)}"
+    return f"{coins:,} over {hours} h older than the snapshot, the largest {quote(largest, 20)}"
 
 
 # ------------------------------------------------------------------------------------------------ fetch, load, segment
@@ -204,7 +227,6 @@ MAX_FAILED_IN_A_ROW = 10  # coins; then it is not the coins
 DEMO_CALLS_PER_MONTH = 10_000
 HISTORY_FILE = re.compile(r"(?P<name>.+\.[0-9a-f]{16})\.(?P<asked>\d{4}-\d\d-\d\d)\.(?P<days>\d+)\.json\.gz")
 RUN_LOCK_TIMEOUT = 1_800  # seconds for a run that is going on: without a key one may wait for the API for minutes
-BAR_WIDTH = 30
 
 
 @dataclass
@@ -314,54 +336,21 @@ def describe_backfill(settings: Settings, backfill: Backfill) -> Iterator[str]:
     """What a backfill will cost, in lines."""
     calls, days = len(backfill.missing), backfill.days
     yield (
-        f"backfill of {len(days)} days, {days[0]:%Y-%m-%d} to {days[-1]:%Y-%m-%d}, for the {len(backfill.coins)} coins"
-        f" of the snapshot of {backfill.newest:%Y-%m-%d %H:%M} UTC"
+        f"backfill of {len(days)} days, {days[0]:%Y-%m-%d} to {days[-1]:%Y-%m-%d}, for the"
+        f" {len(backfill.coins):,} coins of the snapshot of {backfill.newest:%Y-%m-%d %H:%M} UTC"
     )
     if backfill.days_left_out:
         retention = f"RETENTION_DAYS={settings.retention_days}"
         yield f"  left out  {backfill.days_left_out} days before that, which {retention} would delete again"
-    kept = f"{len(backfill.kept)} answers are kept already" if backfill.kept else "no answer is kept yet"
+    kept = f"{len(backfill.kept):,} answers are kept already" if backfill.kept else "no answer is kept yet"
     if calls:
         pace = f"{duration(math.ceil(calls / settings.requests_per_minute))} at {settings.requests_per_minute} a minute"
         share = f"{calls / DEMO_CALLS_PER_MONTH:.1%} of the {DEMO_CALLS_PER_MONTH:,} calls a month of a Demo key"
-        yield f"  to fetch  {calls} coins, a call each: {pace}, {share}; {kept}"
+        yield f"  to fetch  {calls:,} coins, a call each: {pace}, {share}; {kept}"
     else:
         yield "  to fetch  nothing: every day is there, or its answer kept"
     to_write = sum(len(ids) < len(backfill.coins) for ids in backfill.existing.values())
     yield f"  to write  up to {backfill.rows:,} rows on {to_write} days; days before a coin existed have none"
-
-
-@dataclass
-class Progress:
-    """How far a long job is: a bar on a terminal, a line a minute in a log."""
-
-    what: str
-    total: int
-    seconds_each: float  # at least
-    quiet: bool
-    clock: Callable[[], float] = time.monotonic
-
-    def __post_init__(self) -> None:
-        self.started = self.logged = self.clock()
-
-    def update(self, done: int) -> None:
-        now = self.clock()
-        left = (self.total - done) * max(self.seconds_each, (now - self.started) / max(done, 1))
-        text = f"{done} of {self.total} {self.what}, {duration(math.ceil(left / 60))} left"
-        if sys.stderr.isatty() and not self.quiet:
-            filled = BAR_WIDTH * done // self.total
-            # ends at its start, so that a log line overwrites it
-            sys.stderr.write(f"\r[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {text:40}\r")
-            sys.stderr.flush()
-        elif now - self.logged >= 60:
-            self.logged = now
-            log.info("%s", text)
-
-    def end(self) -> None:
-        """Clear the bar."""
-        if sys.stderr.isatty() and not self.quiet:
-            sys.stderr.write(f"\r{'':{BAR_WIDTH + 43}}\r")
-            sys.stderr.flush()
 
 
 def fetch_history(api: etl_crypto.CoinGecko, coin_id: str, days: int) -> dict | None:
@@ -388,9 +377,11 @@ def fetch_histories(
     """
     days = days_to_ask(settings, backfill.days[0], floor_time(now, MINUTES_PER_DAY))
     coins = {coin.coin_id: coin for coin in backfill.missing}
-    progress = Progress("coins", len(coins), 60 / settings.requests_per_minute, options.quiet)
     kept_ids: list[str] = []
-    with closing(etl_crypto.CoinGecko(settings, any_time=options.force)) as api:
+    with (
+        closing(etl_crypto.CoinGecko(settings, any_time=options.force)) as api,
+        Progress("coins", len(coins), settings.requests_per_minute) as progress,
+    ):
 
         def fetch(coin_id: str) -> dict | None:
             answer = fetch_history(api, coin_id, days)
@@ -408,11 +399,9 @@ def fetch_histories(
                 yield coins[coin_id], answer
         except DataError as error:
             if settings.snapshot_dir:
-                kept = f"{len(kept_ids)} of {len(coins)} answers are kept"
+                kept = f"{len(kept_ids):,} of {len(coins):,} answers are kept"
                 error.args = (f"{error}; {kept}: run the same command to go on",)
             raise
-        finally:
-            progress.end()
 
 
 @dataclass
@@ -507,14 +496,14 @@ def run_backfill(settings: Settings, options: Namespace) -> None:
         fetching, writing = Step("fetch history"), Step("write days")
         with summarized(options, fetching, writing):
             with fetching.timed():
-                fetching.detail = f"nothing to ask for, {len(backfill.kept)} coins kept before"
+                fetching.detail = f"nothing to ask for, {len(backfill.kept):,} coins kept before"
                 for coin, path in backfill.kept.items():
                     history.add(coin, read_history(path))
                 try:
                     for asked, (coin, answer) in enumerate(fetch_histories(settings, options, backfill, now), 1):
                         history.add(coin, answer)
                         database.keepalive()
-                        fetching.detail = f"{asked} coins asked for, {len(backfill.kept)} kept before"
+                        fetching.detail = f"{asked:,} coins asked for, {len(backfill.kept):,} kept before"
                 except KeyboardInterrupt:
                     if settings.snapshot_dir:
                         log.warning("the answers that came are kept: run the same command to go on")
@@ -522,9 +511,9 @@ def run_backfill(settings: Settings, options: Namespace) -> None:
             with writing.timed():
                 write_days(settings, history.rows, writing)
         for reason, coins in history.skipped.items():
-            log.warning("skipped, %s: %d coins, %s", reason, len(coins), join_quoted(coins))
+            log.warning(f"skipped, {reason}: {len(coins):,} coins, {join_quoted(coins)}")
         if history.failed:
-            names = f"{len(history.failed)} coins ({join_quoted(history.failed)})"
+            names = f"{len(history.failed):,} coins ({join_quoted(history.failed)})"
             raise DataError(f"{names} could not be had (why, see above): run the same command to ask for them again")
 
 
@@ -572,11 +561,18 @@ def status_lines(status: Status, settings: Settings) -> Iterator[str]:
     """The status as text; what is out of the ordinary comes last, and only then."""
     newest, oldest, as_of = status.newest_snapshot, status.oldest_snapshot, status.newest_figure
     about = "about " if status.rows_are_estimated else ""
-    age = f"{duration(status.age_minutes)} (newest figure {as_of or newest:%Y-%m-%d %H:%M:%S} UTC)"
+    known = [tier for tier in segment_and_load.TIERS if tier in status.coins_by_tier]
+    tiers = ", ".join(f"{status.coins_by_tier[tier]:,} {tier.removesuffix(' Cap').lower()}" for tier in known)
+    total = "not known" if status.market_cap is None else dollars(status.market_cap)
+    largest = [f"{quote(coin, 15)} {cap / status.market_cap:.1%}" for coin, cap in status.largest_coins.items()]
+    yield f"table                {settings.mysql_database}.crypto_prices at {settings.server.address}"
     yield f"newest snapshot      {newest:%Y-%m-%d %H:%M} UTC, {status.coins:,} coins"
-    yield f"age                  {age}"
+    yield f"age                  {duration(status.age_minutes)} (newest figure {as_of or newest:{TIME}} UTC)"
+    yield f"total market cap     {total}"
+    yield f"largest coins        {', '.join(largest) or 'not known'}"
+    yield f"tiers                {tiers or 'none yet'}"
     gaps = f"{status.days_without_snapshot or 'none'} without a snapshot"
-    yield f"history              {oldest:%Y-%m-%d} to {newest:%Y-%m-%d}: {status.days} days, {gaps}"
+    yield f"history              {oldest:%Y-%m-%d} to {newest:%Y-%m-%d}: {status.days:,} days, {gaps}"
     yield f"rows in all          {about}{status.rows:,}"
     yield f"rows without a tier  {status.rows_without_tier:,}"
     if status.rows_past_retention is not None:
@@ -584,7 +580,7 @@ def status_lines(status: Status, settings: Settings) -> Iterator[str]:
     if status.stale_coins:
         yield f"stale coins          {describe_stale(status.stale_coins, status.largest_stale_coin)}"
     if fewer := status.days_with_fewer_coins:
-        more = f" and {len(fewer) - 5} days before" if len(fewer) > 5 else ""
+        more = f" and {len(fewer) - 5:,} days before" if len(fewer) > 5 else ""
         yield f"fewer coins          on {', '.join(fewer[:5])}{more}"
     if status.future_snapshots:
         yield f"future snapshots     {status.future_snapshots:,}, left aside here"
@@ -662,15 +658,16 @@ def main(argv: list[str] | None = None) -> int:
     """Command line in, exit code out."""
     parser = etl_crypto.make_parser("pipeline_orchestrator.py", __doc__)
     source = etl_crypto.add_extract_options(parser)
-    source.add_argument("--status", action="store_true", help="how up to date the table is; exit code 6 when it is not")
+    source.add_argument("--status", action="store_true", help="what is in the table; exit code 6 when it is empty")
     days = partial(etl_crypto.to_number, int, 1, MAX_HISTORY_DAYS)
     minutes = partial(etl_crypto.to_number, float, 0, 1e9)
-    help_text = f"daily history of the newest snapshot's coins (1 to {MAX_HISTORY_DAYS}, as far as free plans reach)"
+    help_text = f"fetch the daily history before (1 to {MAX_HISTORY_DAYS} days)"
     source.add_argument("--backfill", metavar="DAYS", type=days, help=help_text)
-    help_text = "delete the snapshot of this time, such as '2040-01-01 00:00:00'"
+    help_text = "delete one, such as '2040-01-01 00:00:00'"
     source.add_argument("--delete-snapshot", metavar="TIME", type=to_snapshot_time, help=help_text)
+    help_text = "with --status: exit code 6 when it is older"
+    parser.add_argument("--max-age", metavar="MINUTES", type=minutes, help=help_text)
     parser.add_argument("--json", action="store_true", help="with --status: for programs")
-    parser.add_argument("--max-age", metavar="MINUTES", type=minutes, help="with --status: older is too old")
     return etl_crypto.run_script(parser, argv, run)
 
 

@@ -1,10 +1,13 @@
 """Give the rows of crypto_prices their market_cap_tier.
 
-  python segment_and_load.py                  the rows that have none yet
-  python segment_and_load.py --all            every row again, after a change of TIER_..._MIN
+  python segment_and_load.py             the rows that have none yet
+  python segment_and_load.py --all       every row, once TIER_..._MIN changed
+  python segment_and_load.py --dry-run   how many rows have none
 
-Tiers, by market cap in USD: Large Cap from TIER_LARGE_CAP_MIN, Mid Cap from TIER_MID_CAP_MIN, Small Cap from
-TIER_SMALL_CAP_MIN, Micro/Nano Cap below; Unknown when it is NULL or not above 0 (CoinGecko sends 0 for unknown).
+Tiers, by market cap in USD: Large Cap from TIER_LARGE_CAP_MIN, Mid Cap from
+TIER_MID_CAP_MIN, Small Cap from TIER_SMALL_CAP_MIN, Micro/Nano Cap below;
+Unknown when it is NULL or not above 0 (CoinGecko sends 0 for unknown).
+Settings come from .env (see .env.example); exit codes are in README.md.
 """
 
 from __future__ import annotations
@@ -91,7 +94,7 @@ def warn_if_bounds_changed(cursor: Any, settings: Settings, before: datetime | N
     rows = crypto_prices.read_tiered(cursor, timestamp)
     changed = sum(row.tier != tier for row, tier in zip(rows, expected_tiers(rows, settings), strict=True))
     if changed:
-        share = f"{changed} of the {len(rows)} coins of {timestamp} UTC would be in another tier"
+        share = f"{changed:,} of the {len(rows):,} coins of {timestamp} UTC would be in another tier"
         hint = "python segment_and_load.py --all updates the whole history"
         log.warning("with the current TIER_..._MIN, %s: %s", share, hint)
 
@@ -127,7 +130,8 @@ def segment_all(settings: Settings, database: Database, dry_run: bool) -> tuple[
             logged = now
             rate = read / (now - started)
             left = max(total - read, 0) / rate
-            log.info("%d of ~%d rows, %d changed; %.0f rows/s, %.0f s left", read, total, tiers.total(), rate, left)
+            changes = f"{tiers.total():,} changed"
+            log.info(f"{read:,} of ~{total:,} rows, {changes}; {rate:,.0f} rows/s, {left:.0f} s left")
 
 
 # -------------------------------------------------------------------------------------------------------------- script
@@ -135,8 +139,8 @@ def segment_all(settings: Settings, database: Database, dry_run: bool) -> tuple[
 
 def count_by_tier(tiers: Counter[str], done: str) -> str:
     """Rows in all and per tier, such as "63 rows tiered: 11 Large Cap, 52 Mid Cap"; tiers without rows are left out."""
-    per_tier = ", ".join(f"{tiers[tier]} {tier}" for tier in TIERS if tiers[tier])
-    return f"{tiers.total()} {done}" + (f": {per_tier}" if per_tier else "")
+    per_tier = ", ".join(f"{tiers[tier]:,} {tier}" for tier in TIERS if tiers[tier])
+    return f"{tiers.total():,} {done}" + (f": {per_tier}" if per_tier else "")
 
 
 def run(settings: Settings, options: argparse.Namespace) -> None:
@@ -151,7 +155,7 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
         database.transaction(partial(warn_of_future, options=options))
         if options.all:
             read, tiers = segment_all(settings, database, options.dry_run)
-            result = f"{read} rows read, {count_by_tier(tiers, 'changed')}"
+            result = f"{read:,} rows read, {count_by_tier(tiers, 'changed')}"
         else:
             tiers: Counter[str] = Counter()
             while chunk := database.transaction(segment_chunk):  # each is committed: a signal ends it after one
@@ -165,7 +169,7 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Command line in, exit code out."""
     parser = make_parser("segment_and_load.py", __doc__)
-    parser.add_argument("--all", action="store_true", help="every row again, not only those without a tier")
+    parser.add_argument("--all", action="store_true", help="every row, not only those without a tier")
     return run_script(parser, argv, run)
 
 

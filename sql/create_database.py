@@ -1,11 +1,12 @@
-"""Create database, table and accounts on a MySQL or MariaDB of your own, and write .env for the pipeline.
+"""Create database, table and accounts on a MySQL or MariaDB of your own.
 
-  python sql/create_database.py                                                    on this machine, as root
-  python sql/create_database.py --host db.example.com --user admin --ssl-ca ca.pem
-  sudo .venv/bin/python sql/create_database.py --socket /run/mysqld/mysqld.sock    where root has no password
+  python sql/create_database.py              on this machine, as root
+  python sql/create_database.py --host db.example.com --user me --ssl-ca ca.pem
+  sudo .venv/bin/python sql/create_database.py --socket /run/mysqld/mysqld.sock
 
-Asks for the administrator's password, or takes MYSQL_ADMIN_PASSWORD. Runs database.sql, crypto_prices.sql and
-accounts.sql; the two accounts get random passwords. Safe to repeat: what is there stays, passwords included.
+Asks for the administrator's password, or takes MYSQL_ADMIN_PASSWORD. Runs
+database.sql, crypto_prices.sql and accounts.sql, gives the accounts random
+passwords, and writes .env. Safe to repeat: what is there stays.
 """
 
 from __future__ import annotations
@@ -363,12 +364,13 @@ def main(argv: list[str] | None = None) -> int:
     """Command line in, exit code out: 0 done, 2 options or files, 4 the database."""
     parser = Parser(prog="create_database.py", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.usage = "%(prog)s [option ...]"
     parser.add_argument("--host", default="localhost", help="the server (default: localhost)")
     parser.add_argument("--port", type=int, help="its port (3306)")
-    parser.add_argument("--socket", metavar="FILE", help="the socket of a server on this machine, to log in through it")
+    parser.add_argument("--socket", metavar="FILE", help="log in through the socket of this machine's server")
     parser.add_argument("--user", default="root", help="the administrator (root)")
     parser.add_argument("--ssl-ca", metavar="FILE", default="", help="CA file of a server elsewhere, or none")
-    parser.add_argument("--database", default="crypto_db", help="the database (crypto_db)")
+    parser.add_argument("--database", metavar="NAME", default="crypto_db", help="the database (crypto_db)")
     parser.add_argument("--new-passwords", action="store_true", help="new passwords for accounts that are there")
     try:
         run(parser.parse_args(argv))

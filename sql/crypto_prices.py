@@ -230,6 +230,9 @@ class Status(NamedTuple):
 
     newest_snapshot: datetime | None
     coins: int  # of that snapshot
+    market_cap: float | None  # USD, of its coins in all; None: of none it is known
+    coins_by_tier: dict[str, int]  # of these coins, those that have a tier
+    largest_coins: dict[str, float]  # the three with the largest market cap (USD)
     newest_figure: datetime | None  # the latest last_updated of its coins
     age_minutes: float | None  # of the newest figure
     stale_coins: int  # of that snapshot, whose figures are older than it by STALE_COIN_AGE
@@ -266,7 +269,14 @@ def read_newest(cursor: Any, before: datetime | None = None) -> datetime | None:
 def read_status(cursor: Any, now: datetime, future: datetime, retention: timedelta | None) -> Status:
     """The status at `now` (UTC). Figures dated later are ignored, and snapshots from `future` on."""
     newest = read_newest(cursor, future)
-    [coins] = read_column(cursor, "SELECT COUNT(*) FROM crypto_prices WHERE timestamp = %s", (newest,))
+    cursor.execute("SELECT COUNT(*), SUM(market_cap) FROM crypto_prices WHERE timestamp = %s", (newest,))
+    [(coins, market_cap)] = cursor.fetchall()
+    statement = (
+        "SELECT market_cap_tier, COUNT(*) FROM crypto_prices WHERE timestamp = %s AND market_cap_tier IS NOT NULL"
+    )
+    cursor.execute(f"{statement} GROUP BY market_cap_tier", (newest,))
+    coins_by_tier = dict(cursor.fetchall())
+    largest = read_market_caps(cursor, newest, limit=3)
     statement = "SELECT MAX(last_updated) FROM crypto_prices WHERE timestamp = %s AND last_updated <= %s"
     [newest_figure] = read_column(cursor, statement, (newest, now))
     as_of = newest_figure or newest
@@ -282,8 +292,9 @@ def read_status(cursor: Any, now: datetime, future: datetime, retention: timedel
     statement = "SELECT COUNT(DISTINCT timestamp) FROM crypto_prices WHERE timestamp >= %s"
     [in_future] = read_column(cursor, statement, (future,))
     return Status(
-        newest, coins, newest_figure, age, len(stale), stale[0] if stale else None, oldest, days,
-        days - len(last_of_days), fewer, *count_rows(cursor), untiered, expired if retention else None, in_future,
+        newest, coins, market_cap, coins_by_tier, largest, newest_figure, age,
+        len(stale), stale[0] if stale else None, oldest, days, days - len(last_of_days), fewer,
+        *count_rows(cursor), untiered, expired if retention else None, in_future,
     )  # fmt: skip
 
 

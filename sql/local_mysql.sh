@@ -3,7 +3,7 @@
 #
 #   bash sql/local_mysql.sh python pipeline_orchestrator.py
 #   bash sql/local_mysql.sh --with more-requirements.txt COMMAND...   install these packages too
-#   bash sql/local_mysql.sh mysql [OPTION...]                         a MySQL client, as the account that only reads
+#   bash sql/local_mysql.sh mysql|mysqldump [OPTION...]               these, as the account that only reads
 #   bash sql/local_mysql.sh --stop                                    stop the server
 #
 # The first run makes .venv with requirements.txt, and in .mysql/ a server of its own: on this machine only
@@ -104,7 +104,7 @@ make_venv() {
   for name in python3 python3.14 python3.13 python3.12 python3.11; do
     if is_new_enough "$name"; then python=$name && break; fi
   done
-  [ "$python" ] || die "Python 3.11 or newer is needed, and python3 here is $(python3 --version 2>&1 || true):" \
+  [ "$python" ] || die "Python 3.11 or newer is needed, and python3 is $(python3 --version 2>/dev/null || echo missing):" \
     "install one, from your distribution or python.org"
   if ! "$python" -c 'import ensurepip' 2>/dev/null; then  # Debian and Ubuntu keep it in a package of its own
     command -v apt-get >/dev/null || die "$python has no ensurepip: install your distribution's package of Python's venv"
@@ -306,17 +306,19 @@ if is_new:
 PYTHON
 }
 
-# Become a MySQL client on the private server, as the account that may only read.
+# Become mysql or mysqldump on the private server, as the account that may only read.
 open_client() {
-  local client
-  client=$(find_program mysql || find_program mariadb) || {
-    command -v apt-get >/dev/null || die "no mysql client: install your distribution's MySQL or MariaDB client"
-    apt_install default-mysql-client-core
-    client=$(find_program mysql || find_program mariadb)
-  }
+  local names=(mysql mariadb) package=default-mysql-client-core client
+  if [ "$1" = mysqldump ]; then names=(mysqldump mariadb-dump) package=default-mysql-client; fi
+  if ! client=$(find_program "${names[0]}" || find_program "${names[1]}"); then
+    command -v apt-get >/dev/null || die "no $1: install your distribution's MySQL or MariaDB client"
+    apt_install "$package"
+    client=$(find_program "${names[0]}" || find_program "${names[1]}")
+  fi
   (umask 077; printf '%s\n' '[client]' protocol=tcp host=127.0.0.1 "port=$port" user=crypto_reader \
-    "password=$(cat "$home/crypto_reader.password")" >"$home/client.cnf")
-  exec "$client" --defaults-file="$home/client.cnf" "$@" "$database"
+    "password=$(cat "$home/crypto_reader.password")" default-character-set=utf8mb4 '[mysql]' "database=$database" \
+    >"$home/client.cnf")
+  exec "$client" --defaults-file="$home/client.cnf" "${@:2}"
 }
 
 # ------------------------------------------------------------------------------------------------ in this order
@@ -354,6 +356,6 @@ export MYSQL_HOST=127.0.0.1 MYSQL_PORT="$port" MYSQL_DATABASE="$database" MYSQL_
 export MYSQL_USER=crypto_etl MYSQL_PASSWORD="$password"
 # The account of the tests: it may create databases.
 export TEST_MYSQL_HOST=127.0.0.1 TEST_MYSQL_PORT="$port" TEST_MYSQL_USER=root TEST_MYSQL_PASSWORD="$root_password"
-if [ "$1" = mysql ]; then shift; open_client "$@"; fi
+case $1 in mysql | mysqldump) open_client "$@" ;; esac
 type -P "$1" >/dev/null || { say "cannot run $1: not found, or not executable"; exit 127; }
 exec "$@"

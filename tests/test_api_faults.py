@@ -189,7 +189,7 @@ def test_a_broken_page_among_whole_ones_refuses_the_snapshot_and_force_loads_the
     broken = [coin | {"current_price": "1.0"} for coin in MARKET[250:500]]
     market.script = lambda page, attempt: Answer(broken) if page == 2 else None
 
-    one_line_error(scripts.pipeline(), 3, "250 of the 1000 coins", "--force --replay")
+    one_line_error(scripts.pipeline(), 3, "250 of the 1,000 coins", "--force --replay")
 
     result = scripts.pipeline("--force", "--replay", *scripts.kept())
     assert result.returncode == 0, result.stderr

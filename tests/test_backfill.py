@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import pytest
 
-from pipeline_orchestrator import Progress
+from etl_crypto import Progress
 from tests.conftest import (
     PROJECT_DIR,
     TODAY,
@@ -24,6 +25,7 @@ from tests.conftest import (
     one_line_error,
     posix_only,
     read_log_until,
+    wait_until,
 )
 from tests.stub_coingecko import Answer, StubCoinGecko, make_history
 
@@ -478,7 +480,7 @@ def test_an_empty_table_has_no_coins_to_ask_for(scripts: Scripts, api: StubCoinG
 def test_a_log_has_a_line_a_minute_with_what_is_done_and_the_time_left(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
     now = [0.0]
-    progress = Progress("coins", 100, seconds_each=12, quiet=False, clock=lambda: now[0])
+    progress = Progress("coins", 100, per_minute=5, clock=lambda: now[0])
     for done in range(1, 26):
         now[0] += 12
         progress.update(done)
@@ -486,27 +488,30 @@ def test_a_log_has_a_line_a_minute_with_what_is_done_and_the_time_left(caplog: p
     assert caplog.messages == [f"{done} of 100 coins, {(100 - done) // 5} min left" for done in range(5, 26, 5)]
 
 
-@pytest.fixture
-def terminal() -> Iterator[tuple[int, int]]:
-    """The two ends of a terminal."""
-    pty = pytest.importorskip("pty", reason="Windows has none")
-    ends = pty.openpty()
-    yield ends
-    for end in ends:
-        os.close(end)
+@posix_only
+def test_a_terminal_has_a_bar(scripts: Scripts, small_market: StubCoinGecko):
+    import pty  # which Windows lacks
 
-
-def test_a_terminal_has_a_bar(scripts: Scripts, small_market: StubCoinGecko, terminal: tuple[int, int]):
-    ours, theirs = terminal
-    script = str(PROJECT_DIR / "pipeline_orchestrator.py")
-    pid = os.posix_spawn(
-        sys.executable,
-        [sys.executable, script, "--backfill", "1", "--env-file", str(scripts.env_file)],
-        scripts.environment({}),
-        file_actions=[(os.POSIX_SPAWN_DUP2, theirs, 2), (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
+    ours, theirs = pty.openpty()
+    os.set_blocking(ours, False)
+    process = subprocess.Popen(
+        [sys.executable, PROJECT_DIR / "pipeline_orchestrator.py", "--backfill", "1", "--env-file", scripts.env_file],
+        env=scripts.environment({"REQUESTS_PER_MINUTE": "4"}),
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
     )
+    shown = ""
 
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    shown = os.read(ours, 65_536).decode()
-    assert "[############..................] 2 of 5 coins" in shown
-    assert "[##############################] 5 of 5 coins, 0 min left" in shown
+    def has_bar() -> bool:
+        nonlocal shown
+        with suppress(BlockingIOError):
+            shown += os.read(ours, 65_536).decode()
+        return "[########################......] 4 of 5 coins, 1 min left" in shown
+
+    try:
+        wait_until(has_bar, "the bar")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+        os.close(theirs)

@@ -60,8 +60,8 @@ def test_a_wrong_clock_ends_the_run_after_the_first_answer_and_force_goes_on(
     times = (
         f"({datetime.now(UTC):%Y-%m-%d %H:}",
         f"{datetime.now(UTC) + ahead:%Y-%m-%d %H:}",
-        "UTC here",
-        "UTC there)",
+        " here, ",
+        " there, UTC)",
     )
 
     for options in ((), ("--dry-run",)):

@@ -169,6 +169,26 @@ def test_the_plan_sets_the_rate_limit(key: str, plan: str, limit: int):
     assert make_settings(COINGECKO_API_KEY=key, COINGECKO_API_PLAN=plan).requests_per_minute == limit
 
 
+def test_a_fetch_that_takes_minutes_says_so_first_and_then_how_far_it_is(
+    api: StubCoinGecko, clock: Clock, caplog: pytest.LogCaptureFixture
+):
+    api.coins = make_coins(2_000)
+
+    fetch(clock, 2_000, COINGECKO_BASE_URL=api.url, REQUESTS_PER_MINUTE="2")
+
+    told = [record.message for record in caplog.records if record.levelno >= logging.INFO]
+    assert told[0] == "about 8 calls are needed, and 2 a minute allowed: this takes about 3 min"
+    assert [line for line in told if "left" in line] == ["4 of 8 pages, 2 min left", "8 of 8 pages, 0 min left"]
+
+
+def test_a_fetch_that_needs_no_wait_is_not_announced(
+    api: StubCoinGecko, clock: Clock, caplog: pytest.LogCaptureFixture
+):
+    fetch(clock, COINGECKO_BASE_URL=api.url)
+
+    assert "calls are needed" not in caplog.text
+
+
 # -------------------------------------------------------------------------------------------------------------- retries
 
 
@@ -184,6 +204,32 @@ def test_retry_after_is_obeyed_whole(
     assert len(fetch(clock)) == 100
     assert clock.waits == [wait]
     assert f"page 1: status 429; trying again in {wait:.0f} s" in caplog.text
+
+
+def test_the_first_wait_says_how_long_this_may_go_on_and_without_network_how_to_load_the_sample(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+):
+    with pytest.raises(DataError):
+        fetch(clock, COINGECKO_BASE_URL="http://127.0.0.1:1", RETRY_BUDGET_SECONDS="300")
+
+    first, *others = [record.message for record in caplog.records if "trying again in" in record.message]
+    assert "Connection refused" in first
+    assert "for up to 5 min (RETRY_BUDGET_SECONDS)" in first
+    assert "MYSQL_DATABASE=crypto_sample bash sql/local_mysql.sh python pipeline_orchestrator.py --replay" in first
+    assert others
+    assert not any("for up to" in line or "crypto_sample" in line for line in others)
+
+
+def test_with_a_network_the_first_wait_does_not_offer_the_sample(
+    market: responses.RequestsMock, clock: Clock, caplog: pytest.LogCaptureFixture
+):
+    market.get(MARKETS, status=503)
+    market.get(MARKETS, json=make_coins(100))
+
+    fetch(clock)
+
+    assert "for up to 10 min (RETRY_BUDGET_SECONDS)" in caplog.text
+    assert "crypto_sample" not in caplog.text
 
 
 def test_retry_after_may_be_a_date(market: responses.RequestsMock, clock: Clock):

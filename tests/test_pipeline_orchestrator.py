@@ -13,6 +13,7 @@ from random import Random
 
 import pytest
 
+from pipeline_orchestrator import dollars
 from tests.conftest import Database, Scripts, make_coin, make_coins, one_line_error, posix_only
 from tests.stub_coingecko import Answer, StubCoinGecko
 
@@ -102,7 +103,60 @@ def test_the_summary_shows_coins_total_market_cap_and_tiers(scripts: Scripts, ap
     assert lines[3].startswith(f"snapshot {datetime.now(UTC):%Y-%m-%d}")
     assert lines[3].endswith(" UTC: 3 coins, total market cap $3.41T")
     assert lines[4].split() == ["Large", "Cap", "2", "coins", "$3.41T", "100.0%"]
-    assert lines[8].split() == ["Unknown", "1", "coins", "$0.00", "0.0%"]
+    assert lines[8].split() == ["Unknown", "1", "coins"]  # not $0: nobody knows it
+
+
+@pytest.mark.parametrize(
+    ("amount", "shown"),
+    [
+        (3.414e12, "$3.41T"),
+        (48.24e9, "$48.2B"),
+        (106.86e9, "$107B"),
+        (999.6e9, "$1.00T"),
+        (2.5e6, "$2.50M"),
+        (999_499, "$999,499"),
+        (12.5, "$12.50"),
+        (1.2345e16, "$12,345T"),
+    ],
+)
+def test_money_is_short(amount: float, shown: str):
+    assert dollars(amount) == shown
+
+
+def test_the_summary_shows_the_three_largest_gains_and_losses(scripts: Scripts, api: StubCoinGecko):
+    changes = {"a": 5.0, "b": 12.34, "c": -3.2, "d": 7.0, "e": None, "f": 1.0, "g": 0.0, "h": -40.0}
+    api.coins = [
+        make_coin(number, id=coin, price_change_percentage_24h=change)
+        for number, (coin, change) in enumerate(changes.items(), 1)
+    ]
+
+    lines = scripts.pipeline().stdout.splitlines()
+
+    table = lines[lines.index(f"{'largest gains in 24 h':48}largest losses in 24 h") + 1 :]
+    assert [line.split() for line in table[:3]] == [
+        ["+12.3%", "'b'", "-40.0%", "'h'"],
+        ["+7.0%", "'d'", "-3.2%", "'c'"],
+        ["+5.0%", "'a'"],
+    ]
+
+
+def test_the_summary_and_the_status_stay_within_100_columns_whatever_coins_are_called(
+    scripts: Scripts, api: StubCoinGecko
+):
+    old = "2020-01-01T00:00:00Z"
+    api.coins = [
+        make_coin(
+            number, id=f"{number}" + "\N{IZAKAYA LANTERN}" * 60, last_updated=old, price_change_percentage_24h=change
+        )
+        for number, change in enumerate([123_456.7, -99.9, 5.0, -3.0, 1.0, -1.0], 1)
+    ]
+
+    run, status = scripts.pipeline(COIN_LIMIT="6"), scripts.pipeline("--status")
+
+    assert run.returncode == status.returncode == 0
+    for line in (*run.stdout.splitlines(), *status.stdout.splitlines()[1:]):  # the first is the database's name
+        assert len(line) < 100
+        assert line.isascii()
 
 
 def test_a_failed_fetch_leaves_the_table_untouched_and_never_exits_0(

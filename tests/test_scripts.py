@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT_DIR, Database, Scripts, one_line_error, posix_only
+from etl_crypto import VERSION
+from tests.conftest import PROJECT_DIR, Database, Scripts, one_line_error, posix_only, utc_now
 from tests.stub_coingecko import SAMPLE_FILES, Answer, StubCoinGecko
 
 SCRIPTS = ["etl_crypto.py", "segment_and_load.py", "pipeline_orchestrator.py"]
@@ -126,6 +129,56 @@ def test_a_signal_ends_a_wait_for_another_try(scripts: Scripts, api: StubCoinGec
     assert "page 1: status 429; trying again in 119 s" in waiting
     assert scripts.finish(process).returncode == 143
     assert time.monotonic() - sent < 5
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "sql/create_database.py"])
+def test_an_old_python_is_told_which_one_is_needed(script: str):
+    by_pyenv = Path.home().glob(".pyenv/versions/3.10.*/bin/python")
+    old = next(filter(None, [*map(str, by_pyenv), shutil.which("python3.10"), shutil.which("python3.9")]), None)
+    if not old:
+        pytest.skip("no Python 3.9 or 3.10 here")
+
+    result = subprocess.run([old, PROJECT_DIR / script], capture_output=True, text=True)
+
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("Python 3.11 or newer is needed")
+    assert result.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------------------------------- --help, --version
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "sql/create_database.py"])
+def test_help_fits_a_screen(script: str):
+    shown = subprocess.run(
+        [sys.executable, PROJECT_DIR / script, "--help"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "80"},
+    )
+
+    assert shown.returncode == 0
+    lines = shown.stdout.splitlines()
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= 80
+    assert len([line for line in lines if line.startswith(("  python ", "  sudo "))]) == 3
+
+
+@posix_only
+def test_the_examples_in_the_help_work(scripts: Scripts, small_market: StubCoinGecko):
+    for coin in small_market.coins:
+        coin["last_updated"] = f"{utc_now().isoformat()}Z"
+    for script in SCRIPTS:
+        shown = scripts.run(script, "--help").stdout
+        for example in re.findall(r"^  python (\S+\.py\b(?: \S+)*)", shown, re.M):
+            result = scripts.shell(f'"$python" "$here"/{example} --env-file {scripts.env_file}')
+            assert result.returncode == 0, (example, result.stderr)
+
+
+def test_all_scripts_have_one_version(scripts: Scripts):
+    versions = {scripts.run(script, "--version").stdout.removeprefix(script) for script in SCRIPTS}
+
+    assert versions == {f" {VERSION}\n"}
 
 
 # -------------------------------------------------------------------------------------------------------------- streams

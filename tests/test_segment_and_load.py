@@ -164,7 +164,7 @@ def test_all_reaches_every_row_of_a_snapshot_larger_than_a_chunk(scripts: Script
 
     result = scripts.run("segment_and_load.py", "--all", **OTHER_BOUNDS)
 
-    assert last_line(result.stdout) == "51000 rows read, 51000 changed: 51000 Large Cap"
+    assert last_line(result.stdout) == "51,000 rows read, 51,000 changed: 51,000 Large Cap"
     assert database.execute("SELECT DISTINCT market_cap_tier FROM crypto_prices") == [("Large Cap",)]
 
 

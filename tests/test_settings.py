@@ -54,6 +54,29 @@ def test_a_line_that_is_no_setting_is_named(tmp_path: Path):
 
 
 @posix_only
+@pytest.mark.parametrize(
+    ("mode", "content", "is_warned_of"),
+    [
+        (0o644, "MYSQL_PASSWORD=p", True),
+        (0o604, "COINGECKO_API_KEY=some-key", True),
+        (0o640, "MYSQL_PASSWORD=p", False),  # a group of its owner's choice
+        (0o600, "MYSQL_PASSWORD=p", False),
+        (0o644, "COIN_LIMIT=7\nMYSQL_PASSWORD=", False),
+    ],
+)
+def test_passwords_that_everybody_may_read_are_warned_of_once_with_the_command(
+    scripts: Scripts, mode: int, content: str, is_warned_of: bool
+):
+    scripts.env_file.write_text(content, encoding="utf-8")
+    scripts.env_file.chmod(mode)
+
+    shown, quiet = scripts.pipeline("--dry-run"), scripts.pipeline("--dry-run", "-q")
+
+    assert shown.stderr.count(f"chmod 600 {scripts.env_file}") == is_warned_of
+    assert "chmod" not in quiet.stderr  # cron would mail it with every run
+
+
+@posix_only
 def test_the_settings_may_come_through_a_pipe(scripts: Scripts, database: Database):
     secret = scripts.folder / "secret.env"
     secret.write_text("COIN_LIMIT=7\n", encoding="utf-8")

@@ -29,6 +29,12 @@ def test_status_shows_the_newest_snapshot_its_age_and_the_rows(scripts: Scripts,
     assert facts["newest snapshot"].startswith(f"{datetime.now(UTC):%Y-%m-%d} ")
     assert facts["newest snapshot"].endswith("2 coins")
     assert facts["age"].startswith("7 min") or facts["age"].startswith("8 min")
+    assert facts["table"].endswith(
+        f".crypto_prices at {scripts.settings['MYSQL_HOST']}:{scripts.settings['MYSQL_PORT']}"
+    )
+    assert facts["total market cap"] == "$1.50T"
+    assert facts["largest coins"] == "'coin-00001' 66.7%, 'coin-00002' 33.3%"
+    assert facts["tiers"] == "2 large"
     assert facts["rows in all"] == f"{rows:,}"
     assert facts["rows without a tier"] == "2"
 
@@ -55,7 +61,7 @@ def test_status_and_the_summary_count_the_coins_whose_figures_are_stale_and_name
 
     run, status = scripts.pipeline(), scripts.pipeline("--status")
 
-    stale = "2, with figures over 3 h older than the snapshot; the largest is 'coin-00002'"
+    stale = "2 over 3 h older than the snapshot, the largest 'coin-00002'"
     assert last_line(run.stdout) == f"stale coins: {stale}"
     assert last_line(status.stdout) == f"stale coins          {stale}"
     api.coins = api.coins[:1]
@@ -91,6 +97,15 @@ def test_days_with_fewer_coins_than_those_before_and_after_are_marked(
     assert shown == ([", ".join(reversed(marked[-5:])) + more] if marked else [])
     facts = json.loads(scripts.pipeline("--status", "--json").stdout)
     assert sorted(facts["days_with_fewer_coins"]) == marked
+
+
+def test_status_counts_the_coins_of_each_tier(scripts: Scripts):
+    scripts.pipeline("--replay", SAMPLE_FILES[-1])
+
+    shown = scripts.pipeline("--status").stdout
+
+    assert "\ntiers                14 large, 27 mid, 29 small, 21 micro/nano, 8 unknown\n" in shown
+    assert "\ntotal market cap     $2.97T\n" in shown
 
 
 def test_status_needs_no_more_than_the_right_to_read(scripts: Scripts, database: Database):
@@ -136,6 +151,9 @@ def test_status_for_programs_holds_the_same_facts(scripts: Scripts, small_market
         "table": f"{database.name}.crypto_prices",
         "newest_snapshot": f"{newest.isoformat()}Z",
         "coins": 5,
+        "market_cap": sum(coin["market_cap"] for coin in small_market.coins),
+        "coins_by_tier": {"Large Cap": 5},
+        "largest_coins": {coin["id"]: coin["market_cap"] for coin in small_market.coins[:3]},
         "newest_figure": "2025-03-14T23:59:31Z",
         "stale_coins": 5,
         "largest_stale_coin": "coin-00001",
@@ -155,4 +173,5 @@ def test_status_for_programs_of_an_empty_table_is_json_too(scripts: Scripts):
     result = scripts.pipeline("--status", "--json", "-q")
 
     assert result.returncode == 6
-    assert json.loads(result.stdout)["newest_snapshot"] is None
+    facts = json.loads(result.stdout)
+    assert facts["newest_snapshot"] is facts["market_cap"] is None
