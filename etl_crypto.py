@@ -302,33 +302,39 @@ def duration(minutes: float) -> str:
     return f"{whole // MINUTES_PER_DAY} d {whole % MINUTES_PER_DAY // 60} h"
 
 
-BAR_WIDTH = 30
+BAR_WIDTH, BAR_TEXT = 30, 45  # characters
+LONG = 10  # seconds
+
+
+def paced_seconds(calls: int, per_minute: int) -> float:
+    """How long the rate limit makes `calls` take, at least: the first of each minute go at once."""
+    return 60.0 * ((calls - 1) // per_minute)
 
 
 class Progress:
-    """How far a job of `total` calls is, unless -q: a bar on a terminal, a line a minute in a log.
+    """How far a LONG job is, unless -q: a bar on a terminal, a line a minute in a log.
 
-    Nothing when the rate limit of `per_minute` calls lets all of them through at once.
+    `total` things of the kind `what` are to be done, in `seconds` at least.
     """
 
-    def __init__(self, what: str, total: int, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, what: str, total: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.what = what
-        self.total = total
-        self.seconds_each = 60 / per_minute  # at least
-        self.is_shown = total > per_minute and log.isEnabledFor(logging.INFO)
+        self.total = max(total, 1)
+        self.seconds_each = seconds / self.total
+        self.is_shown = seconds > LONG and log.isEnabledFor(logging.INFO)
         self.clock = clock
         self.started = self.logged = clock()
 
-    def update(self, done: int) -> None:
+    def update(self, done: int, note: str = "") -> None:
         if not self.is_shown:
             return
         now, total = self.clock(), max(self.total, done)
         left = (total - done) * max(self.seconds_each, (now - self.started) / max(done, 1))
-        text = f"{done:,} of {total:,} {self.what}, {duration(math.ceil(left / 60))} left"
+        text = f"{done:,} of {total:,} {self.what}, {duration(math.ceil(left / 60))} left{note}"
         if sys.stderr.isatty():
             filled = BAR_WIDTH * done // total
             # ends at its start, so that a log line overwrites it
-            sys.stderr.write(f"\r[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {text:40}\r")
+            sys.stderr.write(f"\r[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {text:{BAR_TEXT}.{BAR_TEXT}}\r")
             sys.stderr.flush()
         elif now - self.logged >= 60:
             self.logged = now
@@ -340,7 +346,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         """Clear the bar."""
         if self.is_shown and sys.stderr.isatty():
-            sys.stderr.write(f"\r{'':{BAR_WIDTH + 43}}\r")
+            sys.stderr.write(f"\r{'':{BAR_WIDTH + BAR_TEXT + 3}}\r")
             sys.stderr.flush()
 
 
@@ -409,7 +415,8 @@ class CoinGecko:
         self.budget = settings.retry_budget_seconds
         self.any_time = any_time
         self.time_is_checked = False
-        self.has_paced = self.has_waited = False
+        self.has_waited = False
+        self.pace_level = logging.INFO  # of the lines on waits for the rate limit; lower where Progress is shown
         self.calls = 0
         self.answered: deque[float] = deque()  # when the calls of the last minute were answered
         # More threads than calls: one whose answer trickles in keeps its thread after its time is up.
@@ -496,10 +503,9 @@ class CoinGecko:
             if len(self.answered) < limit:
                 return limit - len(self.answered)
             pause = max(self.answered[0] + 60 - self.clock(), 0.01)
-            if pause > 1:  # Progress tells of the others
-                level = logging.DEBUG if self.has_paced else logging.INFO
-                log.log(level, "%d calls made, %d a minute are allowed: waiting %.0f s", self.calls, limit, pause)
-                self.has_paced = True
+            if pause > 1:
+                text = "%d calls made, %d a minute are allowed: waiting %.0f s"
+                log.log(self.pace_level, text, self.calls, limit, pause)
             self.sleep(pause)
 
     def wait_to_retry(
@@ -696,10 +702,14 @@ def fetch_coins(api: CoinGecko, limit: int | None) -> tuple[list, str]:
     And what shows that the answer is broken, if anything does. Raises DataError.
     """
     calls, per_minute = math.ceil((limit or ALL_COINS) / PER_PAGE), api.settings.requests_per_minute
-    if calls > per_minute:
-        time_needed = duration((calls - 1) // per_minute)
-        log.info(f"about {calls} calls are needed, and {per_minute} a minute allowed: this takes about {time_needed}")
-    with Progress("pages", calls, per_minute, api.clock) as progress:
+    seconds = paced_seconds(calls, per_minute)
+    with Progress("pages", calls, seconds, api.clock) as progress:
+        if progress.is_shown:
+            api.pace_level = logging.DEBUG
+            time_needed = duration(seconds / 60)
+            log.info(
+                f"about {calls} calls are needed, and {per_minute} a minute allowed: this takes about {time_needed}"
+            )
         pages = fetch_pages(api, limit, progress)
     coins = list(chain.from_iterable(pages))
     seen: set[str] = set()

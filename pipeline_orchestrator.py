@@ -377,11 +377,14 @@ def fetch_histories(
     """
     days = days_to_ask(settings, backfill.days[0], floor_time(now, MINUTES_PER_DAY))
     coins = {coin.coin_id: coin for coin in backfill.missing}
+    seconds = etl_crypto.paced_seconds(len(coins), settings.requests_per_minute)
     kept_ids: list[str] = []
     with (
         closing(etl_crypto.CoinGecko(settings, any_time=options.force)) as api,
-        Progress("coins", len(coins), settings.requests_per_minute) as progress,
+        Progress("coins", len(coins), seconds) as progress,
     ):
+        if progress.is_shown:
+            api.pace_level = logging.DEBUG
 
         def fetch(coin_id: str) -> dict | None:
             answer = fetch_history(api, coin_id, days)

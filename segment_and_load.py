@@ -23,7 +23,7 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from etl_crypto import Settings, end_process, make_parser, run_script, say, warn_of_future
+from etl_crypto import Progress, Settings, duration, end_process, make_parser, run_script, say, warn_of_future
 from sql import crypto_prices
 from sql.connection import Database, defer_signals
 from sql.crypto_prices import TierRow, open_database, write_tiers
@@ -36,6 +36,7 @@ log = logging.getLogger("segment_and_load")
 
 TIERS = ("Large Cap", "Mid Cap", "Small Cap", "Micro/Nano Cap", "Unknown")
 CHUNK_ROWS = 20_000  # read at a time: memory stays flat
+ROWS_PER_SECOND = 200_000  # that --all reads on two cores; about
 COMMIT_ROWS = 2_000  # changed by --all in one transaction: other writers wait for its locks 0.1 s at most
 
 
@@ -112,26 +113,24 @@ def segment_all(settings: Settings, database: Database, dry_run: bool) -> tuple[
     read = 0
     tiers: Counter[str] = Counter()
     last = (datetime.min, "")
-    started = logged = time.monotonic()
-    while True:
-        chunk = partial(crypto_prices.read_rows_after, timestamp=last[0], coin_id=last[1], limit=CHUNK_ROWS)
-        rows = database.transaction(chunk)
-        if not rows:
-            return read, tiers
-        expected = zip(rows, expected_tiers(rows, settings), strict=True)
-        changed = [(row.timestamp, row.coin_id, tier) for row, tier in expected if row.tier != tier]
-        for start in range(0, 0 if dry_run else len(changed), COMMIT_ROWS):
-            database.transaction(partial(write_tiers, tiers=changed[start : start + COMMIT_ROWS]))
-        read += len(rows)
-        tiers.update(tier for _, _, tier in changed)
-        last = (rows[-1].timestamp, rows[-1].coin_id)
-        now = time.monotonic()
-        if now - logged >= 5:
-            logged = now
-            rate = read / (now - started)
-            left = max(total - read, 0) / rate
-            changes = f"{tiers.total():,} changed"
-            log.info(f"{read:,} of ~{total:,} rows, {changes}; {rate:,.0f} rows/s, {left:.0f} s left")
+    started = time.monotonic()
+    with Progress("rows", total, total / ROWS_PER_SECOND) as progress:
+        if progress.is_shown:
+            log.info(f"about {total:,} rows to read: this takes about {duration(total / ROWS_PER_SECOND / 60)} or more")
+        while True:
+            chunk = partial(crypto_prices.read_rows_after, timestamp=last[0], coin_id=last[1], limit=CHUNK_ROWS)
+            rows = database.transaction(chunk)
+            if not rows:
+                return read, tiers
+            expected = zip(rows, expected_tiers(rows, settings), strict=True)
+            changed = [(row.timestamp, row.coin_id, tier) for row, tier in expected if row.tier != tier]
+            for start in range(0, 0 if dry_run else len(changed), COMMIT_ROWS):
+                database.transaction(partial(write_tiers, tiers=changed[start : start + COMMIT_ROWS]))
+            read += len(rows)
+            tiers.update(tier for _, _, tier in changed)
+            last = (rows[-1].timestamp, rows[-1].coin_id)
+            rate = read / (time.monotonic() - started)
+            progress.update(read, f"; {rate:,.0f}/s, {tiers.total():,} changed")
 
 
 # -------------------------------------------------------------------------------------------------------------- script

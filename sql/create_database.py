@@ -318,18 +318,28 @@ def run(options: argparse.Namespace) -> None:
     create(admin, database, passwords, [account for account in ACCOUNTS if account in existing and account not in kept])
 
     made = [name for name in ("the database", "the table", *ACCOUNTS) if name not in existing]
-    print(f"{admin.address}: made {', '.join(made) or 'nothing'}; there already: {', '.join(existing) or 'nothing'}")
+    show(f"{admin.address}: made {', '.join(made) or 'nothing'}; there already: {', '.join(existing) or 'nothing'}")
     passwords |= {ETL: etl.password} if ETL in kept else {}
     accounts = [replace(etl, database=database, user=name, password=passwords[name]) for name in ACCOUNTS]
     settle_env(env, accounts[0], ca)
     if READER in kept:
-        print(f"{READER} keeps its password (lost? --new-passwords)")
+        show(f"{READER} keeps its password (lost? --new-passwords)")
     else:
-        print(*power_bi(etl.address, database, f"{passwords[READER]}   (shown this once)"), sep="\n")
+        show(*power_bi(etl.address, database, f"{passwords[READER]}   (shown this once)"))
     tested = [account for account in accounts if account.user == ETL or READER not in kept]
     for account in tested:
         check_login(account)
-    print(f"{' and '.join(account.user for account in tested)} can log in; next: python pipeline_orchestrator.py")
+    show(f"{' and '.join(account.user for account in tested)} can log in; next: python pipeline_orchestrator.py")
+
+
+def show(*lines: str) -> None:
+    """Print `lines`. Raises PipelineError where they cannot be written, as to a closed pipe or a full disk."""
+    try:
+        print(*lines, sep="\n", flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries once more as it ends
+        again = "run this again, with --new-passwords for those that were to be shown"
+        raise PipelineError(f"the result cannot be written ({error.strerror}): {again}") from error
 
 
 def settle_env(env: Mapping[str, str], etl: Server, ca: str) -> None:
@@ -342,9 +352,9 @@ def settle_env(env: Mapping[str, str], etl: Server, ca: str) -> None:
         except OSError as error:
             again = "fix that, then run this again with --new-passwords"
             raise SetupError(f"all is made, yet {ENV_FILE} cannot be written ({error.strerror}): {again}") from error
-        print(f"wrote {ENV_FILE}")
+        show(f"wrote {ENV_FILE}")
     elif lines := [env_line(key, value) for key, value in values.items() if env.get(key, "") != value]:
-        print(f"change these lines in {ENV_FILE}:", *lines, sep="\n  ")
+        show(f"change these lines in {ENV_FILE}:", *(f"  {line}" for line in lines))
 
 
 def check_login(account: Server) -> None:
@@ -358,6 +368,27 @@ def check_login(account: Server) -> None:
             " listen there, and drop accounts of that name or without a name that are for another host than % (SELECT"
             " user, host FROM mysql.user), then run this again"
         ) from error
+
+
+def set_up_private(folder: str, database: str) -> str | None:
+    """Create it on the private server of sql/local_mysql.sh, whose port and passwords are in `folder`; an error's text.
+
+    Each call sets both accounts to these passwords, and a new database is printed on stderr.
+    """
+    home = Path(folder)
+    root, *passwords = ((home / f"{name}.password").read_text().strip() for name in ("root", *ACCOUNTS))
+    admin = Server("127.0.0.1", int((home / "port").read_text()), "", "root", root)
+    try:
+        check_name(database)
+        with session(admin) as cursor:
+            is_new = "the database" not in read_existing(cursor, database)
+        create(admin, database, dict(zip(ACCOUNTS, passwords, strict=True)), changed=ACCOUNTS)
+    except PipelineError as error:
+        return f"local_mysql: the database could not be set up: {error}"
+    if is_new:
+        lines = power_bi(admin.address, database, f"in {home / 'crypto_reader.password'}")
+        print(f"local_mysql: the database {database} is ready;", *lines, sep="\nlocal_mysql: ", file=sys.stderr)
+    return None
 
 
 def main(argv: list[str] | None = None) -> int:

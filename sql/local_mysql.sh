@@ -77,22 +77,30 @@ give_to_owner() {
   if [ "$(id -u)" = 0 ] && [ "$owner" != 0 ]; then chown -R "$owner" "$home" "$venv" 2>/dev/null || true; fi
 }
 
-# Install Debian or Ubuntu packages, as root or with sudo.
+# Install a Debian or Ubuntu package, as root or with sudo, which drops the proxy's variables.
 apt_install() {
-  local get=(env DEBIAN_FRONTEND=noninteractive ${http_proxy:+http_proxy="$http_proxy"}
-    ${https_proxy:+https_proxy="$https_proxy"} apt-get -qq -o DPkg::Lock::Timeout=120)  # sudo drops the variables
-  local install=(install -y --no-install-recommends --no-remove "$@")
+  local as=() install=(apt-get -qq -o DPkg::Lock::Timeout=120 install -y --no-install-recommends --no-remove "$1")
   if [ "$(id -u)" != 0 ]; then
-    if ! sudo -n true 2>/dev/null && ! { command -v sudo >/dev/null && [ -t 0 ]; }; then
-      die "as root, run: apt-get install --no-install-recommends $*   (then this again)"
-    fi
-    say "$* is needed, and sudo may ask for your password"
-    sudo -v || die "as root, run: apt-get install --no-install-recommends $*   (then this again)"
-    get=(sudo "${get[@]}")
+    sudo -n true 2>/dev/null || { [ -t 0 ] && say "sudo may ask for your password, to install $1" && sudo -v; } \
+      || die "as root, run: apt-get install --no-install-recommends $1   (then this again)"
+    as=(sudo)
   fi
-  say "installing $* (once)"
-  logged "${get[@]}" "${install[@]}" || { logged "${get[@]}" update && logged "${get[@]}" "${install[@]}"; } \
-    || die_with_log "$home/install.log" "apt-get could not install $*: see above"
+  as+=(env DEBIAN_FRONTEND=noninteractive http_proxy="${http_proxy:-}" https_proxy="${https_proxy:-}")
+  say "installing $1 (once)"
+  logged "${as[@]}" "${install[@]}" || { logged "${as[@]}" apt-get -qq update && logged "${as[@]}" "${install[@]}"; } \
+    || die_with_log "$home/install.log" "apt-get could not install $1: see above"
+}
+
+# Install what is called $1, by apt's package $2 or brew's mysql.
+install_mysql() {
+  if command -v apt-get >/dev/null; then
+    apt_install "$2"
+  elif command -v brew >/dev/null; then
+    say "installing mysql (once)"
+    logged brew install mysql || die_with_log "$home/install.log" "brew could not install mysql: see above"
+  else
+    die "no $1 here: install your distribution's MySQL or MariaDB, server and client, then run this again"
+  fi
 }
 
 # ------------------------------------------------------------------------------------- Python and its packages
@@ -177,17 +185,6 @@ find_server() {
   return 1
 }
 
-install_server() {
-  if command -v apt-get >/dev/null; then
-    apt_install default-mysql-server-core  # the binary alone: no service, no user, no data
-  elif command -v brew >/dev/null; then
-    say "installing mysql"
-    logged brew install mysql || die_with_log "$home/install.log" "brew could not install mysql: see above"
-  else
-    die "no mysqld and no mariadbd: install your distribution's MySQL or MariaDB server, then run this again"
-  fi
-}
-
 # MySQL makes its system tables by itself, MariaDB from SQL files whose folder and names changed with the versions.
 mariadb_system_tables() {
   local prefix folder
@@ -257,7 +254,8 @@ is_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 start_server() {
   local first_port port
-  find_server || { install_server; find_server; } || die "no mysqld and no mariadbd even after the installation"
+  # the binary alone: no service, no user, no data
+  find_server || { install_mysql mysqld default-mysql-server-core; find_server; } || die "no mysqld, even installed"
   options=(--no-defaults --datadir="$home/data")
   if [ "$(id -u)" = 0 ]; then options+=(--user="$owner"); fi
   [ -e "$home/data/.complete" ] || create_data
@@ -281,29 +279,10 @@ start_server() {
 
 # ---------------------------------------------------------------------------------- database, table and accounts
 
-# By the code for a MySQL of one's own. Each start sets both accounts to the passwords in .mysql/.
+# By the code for a MySQL of one's own.
 set_up_database() {
-  "$venv/bin/python" - "$project" "$home" "$database" <<'PYTHON'
-import sys
-from pathlib import Path
-
-project, home, database = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-sys.path.insert(0, project)
-from sql.create_database import ACCOUNTS, PipelineError, Server, check_name, create, power_bi, read_existing, session
-
-root, *passwords = ((home / f"{name}.password").read_text().strip() for name in ("root", *ACCOUNTS))
-admin = Server("127.0.0.1", int((home / "port").read_text()), "", "root", root)
-try:
-    check_name(database)
-    with session(admin) as cursor:
-        is_new = "the database" not in read_existing(cursor, database)
-    create(admin, database, dict(zip(ACCOUNTS, passwords)), changed=ACCOUNTS)
-except PipelineError as error:
-    sys.exit(f"local_mysql: the database could not be set up: {error}")
-if is_new:
-    lines = power_bi(admin.address, database, f"in {home / 'crypto_reader.password'}")
-    print(f"local_mysql: the database {database} is ready;", *lines, sep="\nlocal_mysql: ", file=sys.stderr)
-PYTHON
+  "$venv/bin/python" -c 'import sys; sys.path.insert(0, sys.argv.pop(1)); from sql.create_database import set_up_private
+sys.exit(set_up_private(*sys.argv[1:]))' "$project" "$home" "$database"
 }
 
 # Become mysql or mysqldump on the private server, as the account that may only read.
@@ -311,8 +290,7 @@ open_client() {
   local names=(mysql mariadb) package=default-mysql-client-core client
   if [ "$1" = mysqldump ]; then names=(mysqldump mariadb-dump) package=default-mysql-client; fi
   if ! client=$(find_program "${names[0]}" || find_program "${names[1]}"); then
-    command -v apt-get >/dev/null || die "no $1: install your distribution's MySQL or MariaDB client"
-    apt_install "$package"
+    install_mysql "$1" "$package"
     client=$(find_program "${names[0]}" || find_program "${names[1]}")
   fi
   (umask 077; printf '%s\n' '[client]' protocol=tcp host=127.0.0.1 "port=$port" user=crypto_reader \
@@ -330,7 +308,7 @@ if [ $stop = yes ] && [ ! -e "$home" ]; then die "no server is running"; fi
 trap give_to_owner EXIT
 
 exec 9>>"$home/lock"  # one at a time
-lock -n 9 || { say "waiting for another call of this"; lock 9; }
+lock -n 9 || { if [ -t 2 ]; then say "waiting for another call of this"; fi; lock 9; }
 
 if [ $stop = yes ]; then
   if is_running; then stop_server; else say "no server is running"; fi

@@ -39,7 +39,8 @@ class Installation:
 
     def start(self, script: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-W", "error", self.folder / script, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd="/", **options)
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 60} | options
+        return subprocess.run(command, cwd="/", **options)
 
     def run(self, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         port = [] if "--socket" in arguments or "--port" in arguments else ["--port", self.own.port]

@@ -392,8 +392,8 @@ class Proxy:
                         link.swallows.set()
                         link.server.sendall(packet)
                         link.answered.wait(TIMEOUT)
+                    self.cuts += 1  # at once: the script may be through before a server is up again
                     rule.action()
-                    self.cuts += 1
                     while rule.is_silent and link.client.recv(65_536):
                         pass
                     return

@@ -314,7 +314,7 @@ def test_the_rate_limit_spends_the_budget_of_the_run_and_no_coin_is_passed_over(
 @pytest.mark.parametrize(
     ("answer", "calls", "reason"),
     [
-        (Answer(status=500), 4, "status 500"),
+        pytest.param(Answer(status=500), 4, "status 500", marks=pytest.mark.slow),
         (Answer({"error": "no such range"}, 422), 1, "status 422: 'no such range'"),
     ],
 )
@@ -480,7 +480,7 @@ def test_an_empty_table_has_no_coins_to_ask_for(scripts: Scripts, api: StubCoinG
 def test_a_log_has_a_line_a_minute_with_what_is_done_and_the_time_left(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
     now = [0.0]
-    progress = Progress("coins", 100, per_minute=5, clock=lambda: now[0])
+    progress = Progress("coins", 100, seconds=1_200, clock=lambda: now[0])
     for done in range(1, 26):
         now[0] += 12
         progress.update(done)

@@ -211,13 +211,8 @@ def test_a_connection_cut_once_takes_one_more_try(scripts: Scripts, own_database
     assert_recovered(result, scripts, own_database)
 
 
-@pytest.mark.parametrize(
-    "cut",
-    [
-        pytest.param(cut, id=name, marks=() if name == "after a tier" else pytest.mark.slow)
-        for name, cut in CUTS.items()
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
 def test_a_connection_cut_every_time_loses_no_snapshot(
     scripts: Scripts, own_database: OwnDatabase, proxy: Proxy, cut: dict
 ):

@@ -336,6 +336,19 @@ def test_settings_that_cannot_be_read_are_named_before_anything_is_made(installa
     assert installation.left() == []
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_passwords_that_could_not_be_shown_are_not_lost_silently(installation: Installation):
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - as a shell opens it
+        result = installation.start(
+            "sql/create_database.py", "--port", installation.own.port, env=installation.environment, stdout=full
+        )
+
+    assert result.returncode == 1
+    assert "--new-passwords" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert PASSWORD.search(installation.made("--new-passwords"))
+
+
 def test_its_help_needs_no_server_and_no_password(installation: Installation):
     del installation.environment["MYSQL_ADMIN_PASSWORD"]
 

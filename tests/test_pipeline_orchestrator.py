@@ -217,6 +217,7 @@ def test_a_second_run_ends_at_once_while_another_is_going(scripts: Scripts, api:
     assert scripts.pipeline().returncode == 0
 
 
+@pytest.mark.slow
 def test_of_two_runs_started_at_once_one_wins_and_one_ends_with_5_ten_times(
     scripts: Scripts, api: StubCoinGecko, database: Database
 ):

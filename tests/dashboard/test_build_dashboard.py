@@ -34,7 +34,7 @@ def test_a_database_without_the_table_is_named_in_one_line(server: Any, tmp_path
     database.drop()
 
     assert built.returncode == 4
-    assert built.stderr.count("\n") == 1 and "run sql/crypto_prices.sql" in built.stderr
+    assert built.stderr.count("\n") == 1 and "run python sql/create_database.py" in built.stderr
 
 
 def test_the_error_of_a_wrong_password_is_logged_in_one_line(server: Any, tmp_path: Path):
@@ -57,6 +57,7 @@ def test_rows_without_a_tier_are_logged(server: Any, tmp_path: Path):
     assert "1 rows have no tier" in built.stderr and "run segment_and_load.py" in built.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rows",
     [
@@ -106,6 +107,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_build_prints_what_took_how_long(tmp_path: Path):
     built = build(tmp_path / "out")
 
@@ -151,6 +153,7 @@ def test_a_folder_that_cannot_be_made_is_named_in_one_line(tmp_path: Path):
     assert built.stderr.count("\n") == 1 and "name another folder" in built.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [f"{NAME}.pbix", "preview-market-trends.png"])
 def test_a_file_that_cannot_be_written_is_named_in_one_line_and_nothing_half_stays(tmp_path: Path, name: str):
     (tmp_path / "out" / name).mkdir(parents=True)

@@ -99,6 +99,7 @@ def test_fewer_coins_than_a_table_has_room_for_are_all_shown(make_market: Any):
     assert len(shown_coins(market, "table-volume")) == 3
 
 
+@pytest.mark.slow
 def test_history_never_enters_a_figure_of_the_newest_snapshot(awkward: Market, make_market: Any):
     newest = [row for row in make_awkward_market() if row["timestamp"] == NEWEST]
     history = [
