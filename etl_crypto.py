@@ -570,7 +570,8 @@ class CoinGecko:
                     f"the certificate of {url} is not trusted ({quote(cause.verify_message)}): {trust}"
                 ) from error
             was_sent = not isinstance(cause, OSError) or isinstance(cause, ConnectionResetError)  # else: no network
-            raise RetryableError(f"no answer from {url} ({quote(reason)})", was_sent=was_sent) from error
+            by = " through the proxy of HTTP(S)_PROXY" if isinstance(error, requests.exceptions.ProxyError) else ""
+            raise RetryableError(f"no answer from {url}{by} ({quote(reason)})", was_sent=was_sent) from error
         if key := self.settings.coingecko_api_key:  # whoever answers may send it back, and messages are cut anywhere
             body = body.replace(key.encode(), b"***")
         answer = None

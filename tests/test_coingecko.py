@@ -521,6 +521,14 @@ def test_a_proxy_of_the_environment_is_used(scripts: Scripts, api: StubCoinGecko
     assert database.count() == 100
 
 
+def test_a_proxy_that_does_not_answer_is_named(scripts: Scripts):
+    url, dead = "http://coingecko.test/api/v3", "http://127.0.0.1:1"
+
+    result = scripts.pipeline(COINGECKO_BASE_URL=url, HTTP_PROXY=dead, http_proxy=dead, NO_PROXY="", no_proxy="")
+
+    one_line_error(result, 3, f"no answer from {url} through the proxy of HTTP(S)_PROXY ('Connection refused')")
+
+
 def test_a_proxy_is_for_other_machines(scripts: Scripts, database: Database):
     result = scripts.pipeline(
         HTTP_PROXY="http://127.0.0.1:1", http_proxy="http://127.0.0.1:1", NO_PROXY="", no_proxy=""

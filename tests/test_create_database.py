@@ -77,6 +77,16 @@ def test_the_server_of_this_machine_is_reached_through_its_socket(installation: 
     assert installation.pipeline("-q", "--replay", NEWEST).returncode == 0
 
 
+def test_an_administrator_without_a_password_is_asked_for_none_at_the_socket(installation: Installation):
+    installation.execute("CREATE USER admin@localhost")
+    installation.execute("GRANT ALL ON *.* TO admin@localhost WITH GRANT OPTION")
+    del installation.environment["MYSQL_ADMIN_PASSWORD"]
+    try:
+        installation.made("--socket", installation.own.folder / "data" / "mysqld.sock", "--user", "admin")
+    finally:
+        installation.execute("DROP USER admin@localhost")
+
+
 def test_a_strict_password_policy_is_met(installation: Installation):
     is_mariadb = installation.own.is_mariadb
     plugin = "SONAME 'simple_password_check'" if is_mariadb else "COMPONENT 'file://component_validate_password'"
