@@ -195,7 +195,11 @@ def read_environment(env_file: Path | None) -> dict[str, str]:
         text = path.read_text(encoding="utf-8-sig") if env_file or path.exists() else ""
     except FileNotFoundError as error:
         raise ConfigError(f"there is no file {path}: copy .env.example to it, or leave --env-file out") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path} ({error.strerror}): it must be a file that this user may read"
+        ) from error
+    except ValueError as error:
         raise ConfigError(f"cannot read {path} ({quote(str(error))}): save it as a text file in UTF-8") from error
     for line in parse_stream(StringIO(text)):
         if line.error:

@@ -82,7 +82,8 @@ HINTS = {
     " MYSQL_DATABASE, or run python sql/create_database.py --database {database}",
     (1045, 1698): "MySQL at {server} refused the login of {user} ({error}): check MYSQL_USER and MYSQL_PASSWORD",
     (1130,): "MySQL at {server} lets {user} in from other machines only ({error}): run CREATE USER and GRANT for it",
-    (1820, 1862, 3118): "the account {user} at {server} is locked or its password expired: run ALTER USER ({error})",
+    (1820, 1862, 3118, 4151): "the account {user} at {server} is locked or its password expired ({error}): run ALTER"
+    " USER ... ACCOUNT UNLOCK, or IDENTIFIED BY a new password",
     (2061,): "{user} cannot log in at {server} without TLS: enable TLS in the server ({error})",
     (1142, 1143, 1227): "{user} lacks a right on {database}.crypto_prices at {server} ({error}): run python"
     " sql/create_database.py (sql/accounts.sql)",

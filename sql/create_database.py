@@ -18,6 +18,7 @@ import re
 import secrets
 import shlex
 import string
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -31,12 +32,17 @@ sys.path.insert(0, str(PROJECT_DIR))  # for a script, Python looks in its own fo
 
 from sql.connection import (  # noqa: E402
     HINTS,
+    LOCKED,
+    LOST,
     NO_SERVER,
     NO_TLS,
+    READ_ONLY,
+    AlreadyRunningError,
     DatabaseError,
     PipelineError,
     Server,
     connect,
+    defer_signals,
     explain,
     is_loopback,
     mysql_errors,
@@ -54,6 +60,9 @@ OWN_HINTS = {
     NO_SERVER: "no MySQL server answers at {server} ({error}): start it, or check --host, --port and --socket",
     NO_TLS: "no trusted TLS connection to {server} ({error}): check --ssl-ca, and that --host is the name in the"
     " server's certificate",
+    LOST: "the connection to {server} was lost ({error}): check --port (does MySQL listen there?), then run again",
+    LOCKED: "other sessions hold locks at {server} ({error}): end them, then run again",
+    READ_ONLY: "the server at {server} takes no writes ({error}): run again later, or with the --host of one that does",
     (1045,): "MySQL at {server} refused the login of {user} ({error}): check the password and --user",
     (1130,): "MySQL at {server} lets {user} in from other machines only ({error}): run this there, or with --user",
     (1044, 1142, 1227, 1410): "{user} at {server} lacks a right ({error}): " + OTHER_ADMIN,
@@ -118,9 +127,10 @@ def ask_password(server: Server) -> str:
 
 def check_name(database: str) -> None:
     is_usable = 1 <= len(database) <= 64 and database.isprintable() and database == database.strip()
-    if not is_usable or database.lower() in SYSTEM_DATABASES:
+    if not is_usable or max(database) > "\uffff" or database.lower() in SYSTEM_DATABASES:
         raise SetupError(
-            f"the database cannot be {quote(database)}: give a name of 1 to 64 characters, not the server's"
+            f"the database cannot be {quote(database)}: give a name of 1 to 64 characters, without emoji or blanks at"
+            " its ends, that is none of the server's own (mysql, sys, ...)"
         )
 
 
@@ -128,6 +138,10 @@ def check_options(options: argparse.Namespace) -> None:
     """Raise SetupError for options that cannot work."""
     check_name(options.database)
     ca = options.ssl_ca
+    if not re.fullmatch(r"[\w.-]+|[\da-f:.]*:[\da-f:.]*:[\da-f:.]*", options.host, re.I):
+        raise SetupError(f"--host is {quote(options.host)}: give a name or an address alone; the port goes into --port")
+    if options.port is not None and not 1 <= options.port <= 65535:
+        raise SetupError(f"--port is {options.port}: give a number from 1 to 65535")
     if ca not in ("", "none") and not os.path.isfile(ca):  # noqa: PTH113 - is_file() raises where access is denied
         raise SetupError(f"--ssl-ca is {quote(ca)}: give a file with CA certificates (PEM), or none")
     if not (ca or options.socket or is_loopback(options.host)):
@@ -150,9 +164,9 @@ def check_server(cursor: Any, admin: Server, database: str) -> None:
     within = f"{rights}.schema_privileges WHERE grantee = %s AND %s LIKE table_schema"
     here = read(cursor, within, f"'{user}'@'{host}'", database)
     grants = [right for right in GRANTED if (right, "YES") not in [*everywhere, *here]]
-    missing = [f"GRANT OPTION for {', '.join(grants)}"] if grants else []
-    missing += [] if "CREATE" in dict([*everywhere, *here]) else ["CREATE"]
+    missing = [] if "CREATE" in dict([*everywhere, *here]) else ["CREATE"]
     missing += [] if "CREATE USER" in dict(everywhere) else ["CREATE USER"]
+    missing += [f"GRANT OPTION for {', '.join(grants)}"] if grants else []
     if missing:
         lacks = f"{quote(admin.user)} at {admin.address} lacks {' and '.join(missing)}"
         raise DatabaseError(f"{lacks}, so nothing was made: {OTHER_ADMIN}")
@@ -169,28 +183,31 @@ def read_existing(cursor: Any, database: str) -> list[str]:
 
 
 def check_table(cursor: Any, database: str) -> None:
-    """Raise DatabaseError for a crypto_prices without the columns and the key of sql/crypto_prices.sql."""
+    """Raise DatabaseError for a crypto_prices that does not have what sql/crypto_prices.sql gives it."""
     text = (SQL_DIR / "crypto_prices.sql").read_text(encoding="utf-8")
     wanted = re.findall(r"^  (\w+) +(VARCHAR|INT|DOUBLE|DATETIME)\b(?:\((\d+)\))?", text, re.M)
+    this = "WHERE table_schema = %s AND table_name = 'crypto_prices'"
+    [(engine,)] = read(cursor, f"SELECT COALESCE(engine, 'none') FROM information_schema.tables {this}", database)
     facts = (
-        "LOWER(column_name), UPPER(data_type), COALESCE(character_maximum_length, datetime_precision, 0), column_key"
+        "LOWER(column_name), UPPER(data_type), COALESCE(character_maximum_length, datetime_precision, 0), column_key,"
     )
-    where = "WHERE table_schema = %s AND table_name = 'crypto_prices'"
+    facts += " is_nullable = 'NO' AND column_default IS NULL AND extra = ''"
     present = {
-        row[0]: row[1:] for row in read(cursor, f"SELECT {facts} FROM information_schema.columns {where}", database)
+        name: rest for name, *rest in read(cursor, f"SELECT {facts} FROM information_schema.columns {this}", database)
     }
-    problems = [
-        f"no column {name} of {kind}{f'({size})' if size else ''}"
-        for name, kind, size in wanted
-        if name not in present or present[name][0] != kind or present[name][1] < int(size or 0)
-    ]
-    if {name for name, facts in present.items() if facts[2] == "PRI"} != {"timestamp", "coin_id"}:
-        problems.insert(0, "a primary key other than timestamp, coin_id")
+    problems = [] if engine == "InnoDB" else [f"its engine is {engine}, not InnoDB"]
+    if {name for name, (_, _, key, _) in present.items() if key == "PRI"} != {"timestamp", "coin_id"}:
+        problems.append("its primary key is not timestamp, coin_id")
+    for name, kind, size in wanted:
+        has = present.pop(name, ("", 0))
+        if has[0] != kind or has[1] < int(size or 0):
+            problems.append(f"it has no column {name} of {kind}{f'({size})' if size else ''}")
+    problems += [f"its column {name} must be filled" for name, (_, _, _, is_required) in present.items() if is_required]
     if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise DatabaseError(
-            f"{database}.crypto_prices was made by something else ({', '.join(problems[:3])}{more}), so nothing was"
-            " made: keep it under another name (RENAME TABLE), or give another --database; see README.md"
+            f"{database}.crypto_prices is not the pipeline's ({', '.join(problems[:3])}{more}), so nothing was made:"
+            " keep it under another name (RENAME TABLE), or give another --database; see README.md"
         )
 
 
@@ -228,7 +245,7 @@ def new_password() -> str:
 def create(admin: Server, database: str, passwords: Mapping[str, str], changed: Iterable[str]) -> None:
     """Run the three SQL files. An account that is new, or among `changed`, has its password of `passwords` then.
 
-    Safe to repeat. Raises DatabaseError, which says what stands.
+    Safe to repeat. Raises DatabaseError, which says what was made.
     """
     name = f"`{database.replace('`', '``')}`"
     done: list[str] = []
@@ -245,10 +262,9 @@ def create(admin: Server, database: str, passwords: Mapping[str, str], changed: 
                 cursor.execute(f"USE {name}")
                 done.append(what)
             for account in changed:  # CREATE USER leaves an existing account its password
-                cursor.execute(f"ALTER USER '{account}'@'%' IDENTIFIED BY %s", (passwords[account],))
+                cursor.execute(f"ALTER USER '{account}'@'%' IDENTIFIED BY %s ACCOUNT UNLOCK", (passwords[account],))
     except DatabaseError as error:
-        stands = f"what stands: {', '.join(done) or 'nothing'}; then run this again"
-        error.args = (f"{error}; {stands}",)
+        error.args = (f"{error}; this run made {', '.join(done) or 'nothing'}",)
         raise
 
 
@@ -262,14 +278,19 @@ def power_bi(address: str, database: str, password: str) -> list[str]:
 
 
 def read_env() -> dict[str, str]:
-    """The values in .env; none when there is no such file. Raises SetupError."""
+    """The values in .env; none when there is no such file. Raises SetupError, also where it could not be written."""
     from dotenv import dotenv_values
 
-    if not ENV_FILE.exists() and not os.access(PROJECT_DIR, os.W_OK):
-        raise SetupError(f"{PROJECT_DIR} is not writable, and .env goes there: run this as its owner")
     try:
-        text = ENV_FILE.read_text(encoding="utf-8-sig") if ENV_FILE.exists() else ""  # as the pipeline reads it
-    except (OSError, ValueError) as error:
+        if os.path.lexists(ENV_FILE):
+            text = ENV_FILE.read_text(encoding="utf-8-sig")  # as the pipeline reads it
+        elif os.access(PROJECT_DIR, os.W_OK):
+            text = ""
+        else:
+            raise SetupError(f"{PROJECT_DIR} is not writable, and .env goes there: run this as its owner")
+    except OSError as error:
+        raise SetupError(f"cannot read {ENV_FILE} ({error.strerror}): run this as its owner, or rename it") from error
+    except ValueError as error:
         raise SetupError(f"cannot read {ENV_FILE} ({quote(str(error))}): save it as a text file in UTF-8") from error
     return {key: value or "" for key, value in dotenv_values(stream=StringIO(text), interpolate=False).items()}
 
@@ -305,31 +326,59 @@ def run(options: argparse.Namespace) -> None:
     socket = Path(options.socket) if options.socket else None
     admin = log_in(Server(options.host, options.port or 3306, "", options.user, "", tls, socket))
     with session(admin) as cursor:
+        if read(cursor, "SELECT GET_LOCK('crypto_prices.create_database', 0)") != [(1,)]:
+            raise AlreadyRunningError(
+                f"another create_database.py is at {admin.address}: run this again when it has ended"
+            )
         check_server(cursor, admin, database)
         existing = read_existing(cursor, database)
         if "the table" in existing:
             check_table(cursor, database)
         port = admin.port if options.port or not socket else read(cursor, "SELECT @@port")[0][0]
-    kept = [account for account in ACCOUNTS if account in existing and not options.new_passwords]
-    etl = Server(options.host, port, "", ETL, env.get("MYSQL_PASSWORD", ""), tls)
-    if ETL in kept:
-        check_kept_password(etl, env)
-    passwords = {account: new_password() for account in ACCOUNTS}
-    create(admin, database, passwords, [account for account in ACCOUNTS if account in existing and account not in kept])
+        kept = [account for account in ACCOUNTS if account in existing and not options.new_passwords]
+        etl = Server(options.host, port, "", ETL, env.get("MYSQL_PASSWORD", ""), tls)
+        if ETL in kept:
+            check_kept_password(etl, env)
+        passwords = {account: new_password() for account in ACCOUNTS}
+        with defer_signals():  # or there would be accounts whose passwords nobody has
+            create(admin, database, passwords, [name for name in ACCOUNTS if name in existing and name not in kept])
+            passwords |= {ETL: etl.password} if ETL in kept else {}
+            accounts = [replace(etl, database=database, user=name, password=passwords[name]) for name in ACCOUNTS]
+            to_do = settle_env(env, accounts[0], ca)
 
-    made = [name for name in ("the database", "the table", *ACCOUNTS) if name not in existing]
-    show(f"{admin.address}: made {', '.join(made) or 'nothing'}; there already: {', '.join(existing) or 'nothing'}")
-    passwords |= {ETL: etl.password} if ETL in kept else {}
-    accounts = [replace(etl, database=database, user=name, password=passwords[name]) for name in ACCOUNTS]
-    settle_env(env, accounts[0], ca)
-    if READER in kept:
-        show(f"{READER} keeps its password (lost? --new-passwords)")
-    else:
-        show(*power_bi(etl.address, database, f"{passwords[READER]}   (shown this once)"))
-    tested = [account for account in accounts if account.user == ETL or READER not in kept]
-    for account in tested:
-        check_login(account)
-    show(f"{' and '.join(account.user for account in tested)} can log in; next: python pipeline_orchestrator.py")
+        made = [name for name in ("the database", "the table", *ACCOUNTS) if name not in existing]
+        show(f"{admin.address}: made {', '.join(made) or 'nothing'}; there already: {', '.join(existing) or 'nothing'}")
+        if READER in kept:
+            show(f"{READER} keeps its password (lost? --new-passwords, for both accounts)")
+        else:
+            show(*power_bi(etl.address, database, f"{passwords[READER]}   (shown this once)"))
+        tested = [account for account in accounts if account.user == ETL or READER not in kept]
+        for account in tested:
+            check_login(account, cursor)
+        command = [sys.executable, str(PROJECT_DIR / "pipeline_orchestrator.py")]
+        line = subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
+        show(f"tested: {' and '.join(account.user for account in tested)} can log in", *to_do, f"next: {line}")
+
+
+def settle_env(env: Mapping[str, str], etl: Server, ca: str) -> list[str]:
+    """Write .env, or say what to change in the one that is there: in lines, for a person."""
+    values = {"MYSQL_HOST": etl.host, "MYSQL_PORT": str(etl.port), "MYSQL_DATABASE": etl.database}
+    values |= {"MYSQL_USER": etl.user, "MYSQL_PASSWORD": etl.password, "MYSQL_SSL_CA": ca}
+    stronger = [key for key in values if os.environ.get(key, values[key]) != values[key]]
+    to_do = [f"unset {', '.join(stronger)} in the environment: it wins over .env"] if stronger else []
+    if not os.path.lexists(ENV_FILE):
+        try:
+            write_env(values)
+        except OSError as error:
+            problem = f"{error.filename}: {error.strerror}"
+            again = "fix that, then run this again with --new-passwords"
+            raise SetupError(f"all is made, yet {ENV_FILE} cannot be written ({problem}): {again}") from error
+        return [f"wrote {ENV_FILE}", *to_do]
+    lines = [f"  {env_line(key, value)}" for key, value in values.items() if env.get(key, "") != value]
+    return [
+        *([f"set these lines in {ENV_FILE} (the pipeline uses the old ones until then):", *lines] if lines else []),
+        *to_do,
+    ]
 
 
 def show(*lines: str) -> None:
@@ -339,35 +388,23 @@ def show(*lines: str) -> None:
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries once more as it ends
         again = "run this again, with --new-passwords for those that were to be shown"
-        raise PipelineError(f"the result cannot be written ({error.strerror}): {again}") from error
+        raise PipelineError(f"all is made, yet the result cannot be written ({error.strerror}): {again}") from error
 
 
-def settle_env(env: Mapping[str, str], etl: Server, ca: str) -> None:
-    """Write .env, or print which lines to change in the one that is there."""
-    values = {"MYSQL_HOST": etl.host, "MYSQL_PORT": str(etl.port), "MYSQL_DATABASE": etl.database}
-    values |= {"MYSQL_USER": etl.user, "MYSQL_PASSWORD": etl.password, "MYSQL_SSL_CA": ca}
-    if not ENV_FILE.exists():
-        try:
-            write_env(values)
-        except OSError as error:
-            again = "fix that, then run this again with --new-passwords"
-            raise SetupError(f"all is made, yet {ENV_FILE} cannot be written ({error.strerror}): {again}") from error
-        show(f"wrote {ENV_FILE}")
-    elif lines := [env_line(key, value) for key, value in values.items() if env.get(key, "") != value]:
-        show(f"change these lines in {ENV_FILE}:", *(f"  {line}" for line in lines))
-
-
-def check_login(account: Server) -> None:
-    """Raise DatabaseError unless the account reaches the table."""
+def check_login(account: Server, admin: Any) -> None:
+    """Raise DatabaseError unless the account reaches the table; `admin` is an administrator's cursor."""
     try:
-        with closing(connect(account)) as connection, closing(connection.cursor()) as cursor:
+        with session(account) as cursor:
             read(cursor, "SELECT 1 FROM crypto_prices LIMIT 1")
-    except mysql_errors() as error:
-        raise DatabaseError(
-            f"all is made, yet {account.user} cannot log in at {account.address} ({quote(str(error))}): let the server"
-            " listen there, and drop accounts of that name or without a name that are for another host than % (SELECT"
-            " user, host FROM mysql.user), then run this again"
-        ) from error
+    except DatabaseError as error:
+        statement = "SELECT user, host FROM mysql.user WHERE user IN (%s, '') AND host <> '%'"
+        others = [f"'{user}'@'{host}'" for user, host in read(admin, statement, account.user)]
+        if error.errno == 1045 and others:
+            problem = f"{account.user} cannot log in at {account.address}, as {', '.join(others)} takes its place"
+            error.args = (f"all is made, yet {problem}: DROP USER it (or ask whose it is), then run this again",)
+        else:
+            error.args = (f"all is made, yet {error}",)
+        raise
 
 
 def set_up_private(folder: str, database: str) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import mysql.connector
 import pytest
 
+from sql.create_database import new_password
 from tests.conftest import posix_only
 from tests.installation import DATABASES, PASSWORD, Installation, reader_password
 from tests.own_server import OwnServer
@@ -85,6 +86,13 @@ def test_an_administrator_without_a_password_is_asked_for_none_at_the_socket(ins
         installation.made("--socket", installation.own.folder / "data" / "mysqld.sock", "--user", "admin")
     finally:
         installation.execute("DROP USER admin@localhost")
+
+
+def test_every_password_has_letters_of_both_cases_digits_and_dashes():
+    for _ in range(2_000):
+        password = new_password()
+        assert re.fullmatch(PASSWORD, password)
+        assert all(len(re.findall(kind, password)) >= 3 for kind in ("[A-Z]", "[a-z]", "[0-9]"))
 
 
 def test_a_strict_password_policy_is_met(installation: Installation):
@@ -175,14 +183,16 @@ def test_new_passwords_replace_both_and_the_lines_to_change_are_shown(installati
     assert not installation.logs_in("crypto_etl", before)
 
 
-@pytest.mark.parametrize("password", [None, "", "not-the-right-one"])
-def test_without_the_password_in_use_nothing_is_changed(installation: Installation, password: str | None):
+@pytest.mark.parametrize(
+    "change", [None, {"MYSQL_PASSWORD": ""}, {"MYSQL_PASSWORD": "not-the-right-one"}, {"MYSQL_USER": "somebody"}]
+)
+def test_without_the_password_in_use_nothing_is_changed(installation: Installation, change: dict[str, str] | None):
     reader = reader_password(installation.made())
     etl = installation.env()["MYSQL_PASSWORD"]
-    if password is None:
+    if change is None:
         installation.env_file.unlink()
     else:
-        installation.set_env(MYSQL_PASSWORD=password)
+        installation.set_env(**change)
 
     line = installation.refused(2, "--database", "crypto_other")
 
@@ -203,6 +213,41 @@ def test_settings_that_are_there_are_left_alone_and_the_lines_to_change_are_show
     assert set(lines) == {"MYSQL_PORT", "MYSQL_DATABASE", "MYSQL_USER", "MYSQL_PASSWORD"}
     installation.set_env(**lines)
     assert installation.pipeline("-q", "--replay", NEWEST).returncode == 0
+
+
+def test_settings_from_notepad_are_read(installation: Installation):
+    installation.made()
+    installation.env_file.write_bytes(
+        b"\xef\xbb\xbf"
+        + b"".join(
+            line + b"\r\n" for line in installation.env_file.read_bytes().splitlines() if line.startswith(b"MYSQL_")
+        )
+    )
+
+    assert "set these lines" not in installation.made()
+
+
+def test_a_variable_of_the_environment_that_wins_over_the_file_is_named(installation: Installation):
+    assert "unset MYSQL_DATABASE in the environment" in installation.made(MYSQL_DATABASE="another")
+
+
+def test_a_locked_account_is_named_and_new_passwords_unlock_it(installation: Installation):
+    installation.made()
+    installation.execute("ALTER USER crypto_etl ACCOUNT LOCK")
+
+    assert "ACCOUNT UNLOCK" in installation.refused(4)
+    shown = installation.made("--new-passwords")
+    installation.set_env(MYSQL_PASSWORD=re.search("MYSQL_PASSWORD=(.*)", shown)[1])
+    assert installation.pipeline("-q", "--replay", NEWEST).returncode == 0
+
+
+def test_of_two_at_once_one_makes_it_and_one_is_told_to_wait(installation: Installation):
+    installation.execute("DO GET_LOCK('crypto_prices.create_database', 0)")
+    try:
+        assert "run this again when it has ended" in installation.refused(5)
+        assert installation.left() == []
+    finally:
+        installation.execute("DO RELEASE_LOCK('crypto_prices.create_database')")
 
 
 def test_rights_that_are_missing_are_granted(installation: Installation):
@@ -226,18 +271,34 @@ def test_a_table_of_another_shape_is_named_before_anything_is_made(installation:
 
     line = installation.refused(4)
 
-    assert "made by something else" in line
+    assert "not the pipeline's" in line
     assert "RENAME TABLE" in line
     assert installation.left() == ["crypto_db"]
     assert not installation.env_file.exists()
 
 
-@pytest.mark.parametrize("change", ["MODIFY current_price DECIMAL(20, 8)", "MODIFY coin_id VARCHAR(50)", "DROP atl"])
-def test_a_column_that_cannot_hold_its_figures_is_named(installation: Installation, change: str):
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ("MODIFY current_price DECIMAL(20, 8)", "no column current_price of DOUBLE"),
+        ("MODIFY coin_id VARCHAR(50)", "no column coin_id of VARCHAR(128)"),
+        ("DROP atl", "no column atl of DOUBLE"),
+        ("ADD note TEXT NOT NULL", "its column note must be filled"),
+        ("ENGINE = MyISAM", "its engine is MyISAM"),
+    ],
+)
+def test_what_the_pipeline_cannot_write_to_is_named(installation: Installation, change: str, part: str):
     installation.made()
     installation.execute(f"ALTER TABLE crypto_db.crypto_prices {change}")
 
-    assert f"no column {change.split()[1]}" in installation.refused(4)
+    assert part in installation.refused(4)
+
+
+def test_a_table_with_columns_of_its_owner_is_no_other_table(installation: Installation):
+    installation.made()
+    installation.execute("ALTER TABLE crypto_db.crypto_prices ADD note TEXT, MODIFY name VARCHAR(500) NOT NULL")
+
+    installation.made()
 
 
 @pytest.mark.parametrize(
@@ -247,7 +308,7 @@ def test_a_column_that_cannot_hold_its_figures_is_named(installation: Installati
         (["CREATE USER ON *.* TO admin", "ALL ON crypto_db.* TO admin"], "GRANT OPTION"),
         (
             ["CREATE USER ON *.* TO admin", "SELECT, INSERT, UPDATE, DELETE ON *.* TO admin WITH GRANT OPTION"],
-            "lacks CREATE,",
+            "lacks CREATE, so",
         ),
         (["CREATE USER ON *.* TO admin", "ALL ON crypto_db.* TO admin WITH GRANT OPTION"], "SELECT command denied"),
     ],
@@ -279,7 +340,7 @@ def test_what_stands_is_said_when_it_fails_later(installation: Installation):
     line = installation.refused(4, "--user", "admin", MYSQL_ADMIN_PASSWORD="a-password")
     installation.execute("DROP ROLE maker")
 
-    assert "what stands: the database, the table" in line
+    assert "this run made the database, the table" in line
     assert installation.left() == ["crypto_db"]
     installation.made()
 
@@ -297,14 +358,15 @@ def test_a_root_of_the_socket_alone_is_told_the_command(installation: Installati
     assert re.search(r"sudo \S+ '.*my crypto/sql/create_database.py' --socket /\S+\.sock", line)
 
 
-def test_an_account_that_another_one_hides_is_named(installation: Installation):
-    installation.execute("CREATE USER ''@localhost IDENTIFIED BY 'x'")
+@pytest.mark.parametrize("other", ["''@'localhost'", "'crypto_etl'@'localhost'"])
+def test_an_account_that_another_one_hides_is_named(installation: Installation, other: str):
+    installation.execute(f"CREATE USER {other} IDENTIFIED BY 'x'")
     try:
         result = installation.run()
         assert result.returncode == 4
-        assert "mysql.user" in result.stderr
+        assert f"as {other} takes its place" in result.stderr
     finally:
-        installation.execute("DROP USER ''@localhost")
+        installation.execute(f"DROP USER {other}")
 
     assert "can log in" in installation.made()
 
@@ -318,6 +380,12 @@ def test_an_account_that_another_one_hides_is_named(installation: Installation):
         (["--host", "db.example.com", "--ssl-ca", "nowhere.pem"], 2, "nowhere.pem"),
         (["--database", "mysql"], 2, "'mysql'"),
         (["--database", "x" * 65], 2, "1 to 64 characters"),
+        (["--database", "coins\N{IZAKAYA LANTERN}"], 2, "emoji"),
+        (["--host", "localhost:3306"], 2, "the port goes into --port"),
+        (["--host", "http://localhost"], 2, "a name or an address alone"),
+        (["--host", ""], 2, "a name or an address alone"),
+        (["--port", "0"], 2, "1 to 65535"),
+        (["--port", "x"], 2, "--port"),
         (["--databse", "x"], 2, "--help"),
     ],
 )
@@ -339,8 +407,14 @@ def test_without_a_terminal_the_variable_for_the_password_is_named(installation:
     assert "MYSQL_ADMIN_PASSWORD" in installation.refused(2)
 
 
-def test_settings_that_cannot_be_read_are_named_before_anything_is_made(installation: Installation):
-    installation.env_file.write_bytes(b"MYSQL_USER=\xff\xfe\n")
+@pytest.mark.parametrize("what", ["no text", "a folder", "a link to nowhere"])
+def test_settings_that_cannot_be_read_are_named_before_anything_is_made(installation: Installation, what: str):
+    if what == "no text":
+        installation.env_file.write_bytes(b"MYSQL_USER=\xff\xfe\n")
+    elif what == "a folder":
+        installation.env_file.mkdir()
+    else:
+        installation.env_file.symlink_to("nowhere")
 
     assert ".env" in installation.refused(2)
     assert installation.left() == []
