@@ -214,8 +214,7 @@ def warn_of_readers(path: Path, values: Mapping[str, str | None]) -> None:
     """Warn of passwords that anybody may read; not under -q, as cron would mail it with every run."""
     secrets = [each.name.upper() for each in fields(Settings) if not each.repr]
     if os.name == "posix" and any(map(values.get, secrets)) and log.isEnabledFor(logging.INFO):
-        mode = path.stat().st_mode
-        if stat.S_ISREG(mode) and mode & stat.S_IROTH:
+        if path.stat().st_mode & stat.S_IROTH:
             log.warning("everybody on this machine may read the passwords in it: chmod 600 %s", shlex.quote(str(path)))
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
+from io import StringIO
 
 import pytest
 
@@ -486,6 +487,18 @@ def test_a_log_has_a_line_a_minute_with_what_is_done_and_the_time_left(caplog: p
         progress.update(done)
 
     assert caplog.messages == [f"{done} of 100 coins, {(100 - done) // 5} min left" for done in range(5, 26, 5)]
+
+
+def test_under_q_a_terminal_has_none(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    caplog.set_level(logging.WARNING, logger="etl_crypto")
+    terminal = StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+
+    with Progress("coins", 100, seconds=1_200) as progress:
+        progress.update(50)
+
+    assert terminal.getvalue() == ""
 
 
 @posix_only

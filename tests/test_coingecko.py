@@ -178,6 +178,7 @@ def test_a_fetch_that_takes_minutes_says_so_first_and_then_how_far_it_is(
 
     told = [record.message for record in caplog.records if record.levelno >= logging.INFO]
     assert told[0] == "about 8 calls are needed, and 2 a minute allowed: this takes about 3 min"
+    assert not any("waiting" in line for line in told)
     assert [line for line in told if "left" in line] == ["4 of 8 pages, 2 min left", "8 of 8 pages, 0 min left"]
 
 

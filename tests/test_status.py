@@ -108,6 +108,14 @@ def test_status_counts_the_coins_of_each_tier(scripts: Scripts):
     assert "\ntotal market cap     $2.97T\n" in shown
 
 
+def test_coins_that_have_no_tier_yet_are_in_none(scripts: Scripts, api: StubCoinGecko):
+    api.coins = make_coins(3)
+    scripts.run("etl_crypto.py")
+
+    assert "\ntiers                none yet\n" in scripts.pipeline("--status").stdout
+    assert json.loads(scripts.pipeline("--status", "--json").stdout)["coins_by_tier"] == {}
+
+
 def test_status_needs_no_more_than_the_right_to_read(scripts: Scripts, database: Database):
     scripts.pipeline("--replay", SAMPLE_FILES[-1])
     database.execute(f"REVOKE INSERT, UPDATE ON crypto_prices FROM '{database.user}'@'%'")
