@@ -213,9 +213,9 @@ def read_environment(env_file: Path | None) -> dict[str, str]:
 def warn_of_readers(path: Path, values: Mapping[str, str | None]) -> None:
     """Warn of passwords that anybody may read; not under -q, as cron would mail it with every run."""
     secrets = [each.name.upper() for each in fields(Settings) if not each.repr]
-    if os.name == "posix" and any(map(values.get, secrets)) and log.isEnabledFor(logging.INFO):
-        if path.stat().st_mode & stat.S_IROTH:
-            log.warning("everybody on this machine may read the passwords in it: chmod 600 %s", shlex.quote(str(path)))
+    has_secret = any(map(values.get, secrets))
+    if os.name == "posix" and has_secret and log.isEnabledFor(logging.INFO) and path.stat().st_mode & stat.S_IROTH:
+        log.warning("everybody on this machine may read the passwords in it: chmod 600 %s", shlex.quote(str(path)))
 
 
 def warn_of_misspelt_keys(path: Path, keys: Iterable[str]) -> None:
