@@ -530,16 +530,20 @@ class CoinGecko:
                 + (f", or load the sample market: {SAMPLE_COMMAND}" if what == "page" else "")
             )
         else:
-            outlook = ""
-            if not self.has_waited:
-                left = duration(self.budget / 60) if self.budget >= 60 else f"{self.budget:.0f} s"
-                outlook = f", and so on for up to {left} (RETRY_BUDGET_SECONDS)"
-                if what == "page" and not all(problem.was_sent for problem in problems.values()):
-                    outlook += f"; without internet, load the sample market: {SAMPLE_COMMAND}"
-            self.has_waited = True
+            log.warning("%s; trying again in %.0f s%s", failed, pause, self.outlook(what, problems.values()))
             self.budget -= pause
-            log.warning("%s; trying again in %.0f s%s", failed, pause, outlook)
         self.sleep(pause)
+
+    def outlook(self, what: str, problems: Iterable[RetryableError]) -> str:
+        """For the first wait of a run: how long this can go on and, without network, how to load the sample."""
+        if self.has_waited:
+            return ""
+        self.has_waited = True
+        left = duration(self.budget / 60) if self.budget >= 60 else f"{self.budget:.0f} s"
+        text = f", and so on for up to {left} (RETRY_BUDGET_SECONDS)"
+        if what == "page" and not all(problem.was_sent for problem in problems):
+            text += f"; without internet, load the sample market: {SAMPLE_COMMAND}"
+        return text
 
     def fetch_page(self, page: int) -> list:
         """One call for one page of /coins/markets. Raises RetryableError or DataError."""

@@ -563,21 +563,27 @@ def show_status(settings: Settings, options: Namespace) -> None:
 def status_lines(status: Status, settings: Settings) -> Iterator[str]:
     """The status as text; what is out of the ordinary comes last, and only then."""
     newest, oldest, as_of = status.newest_snapshot, status.oldest_snapshot, status.newest_figure
-    about = "about " if status.rows_are_estimated else ""
     known = [tier for tier in segment_and_load.TIERS if tier in status.coins_by_tier]
     tiers = ", ".join(f"{status.coins_by_tier[tier]:,} {tier.removesuffix(' Cap').lower()}" for tier in known)
     total = "not known" if status.market_cap is None else dollars(status.market_cap)
-    largest = [f"{quote(coin, 15)} {cap / status.market_cap:.1%}" for coin, cap in status.largest_coins.items()]
+    largest = ", ".join(
+        f"{quote(coin, 15)} {cap / status.market_cap:.1%}" for coin, cap in status.largest_coins.items()
+    )
+    gaps = f"{status.days_without_snapshot or 'none'} without a snapshot"
     yield f"table                {settings.mysql_database}.crypto_prices at {settings.server.address}"
     yield f"newest snapshot      {newest:%Y-%m-%d %H:%M} UTC, {status.coins:,} coins"
     yield f"age                  {duration(status.age_minutes)} (newest figure {as_of or newest:{TIME}} UTC)"
     yield f"total market cap     {total}"
-    yield f"largest coins        {', '.join(largest) or 'not known'}"
+    yield f"largest coins        {largest or 'not known'}"
     yield f"tiers                {tiers or 'none yet'}"
-    gaps = f"{status.days_without_snapshot or 'none'} without a snapshot"
     yield f"history              {oldest:%Y-%m-%d} to {newest:%Y-%m-%d}: {status.days:,} days, {gaps}"
-    yield f"rows in all          {about}{status.rows:,}"
+    yield f"rows in all          {'about ' if status.rows_are_estimated else ''}{status.rows:,}"
     yield f"rows without a tier  {status.rows_without_tier:,}"
+    yield from unusual_lines(status, settings)
+
+
+def unusual_lines(status: Status, settings: Settings) -> Iterator[str]:
+    """What is not in every status, as text."""
     if status.rows_past_retention is not None:
         yield f"rows to be deleted   {status.rows_past_retention:,}, by RETENTION_DAYS={settings.retention_days}"
     if status.stale_coins:

@@ -22,7 +22,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any, NoReturn
@@ -84,8 +84,8 @@ class SetupError(PipelineError):
 def session(server: Server) -> Iterator[Any]:
     """A cursor of a new session. MySQL's errors become DatabaseErrors, with a hint for this script's options."""
     try:
-        with closing(connect(server)) as connection, closing(connection.cursor()) as cursor:
-            yield cursor
+        with closing(connect(server)) as connection:
+            yield connection.cursor()
     except mysql_errors() as error:
         raise explain(error, server, ADMIN_HINTS) from error
 
@@ -184,31 +184,33 @@ def read_existing(cursor: Any, database: str) -> list[str]:
 
 def check_table(cursor: Any, database: str) -> None:
     """Raise DatabaseError for a crypto_prices that does not have what sql/crypto_prices.sql gives it."""
-    text = (SQL_DIR / "crypto_prices.sql").read_text(encoding="utf-8")
-    wanted = re.findall(r"^  (\w+) +(VARCHAR|INT|DOUBLE|DATETIME)\b(?:\((\d+)\))?", text, re.M)
     this = "WHERE table_schema = %s AND table_name = 'crypto_prices'"
     [(engine,)] = read(cursor, f"SELECT COALESCE(engine, 'none') FROM information_schema.tables {this}", database)
-    facts = (
-        "LOWER(column_name), UPPER(data_type), COALESCE(character_maximum_length, datetime_precision, 0), column_key,"
-    )
-    facts += " is_nullable = 'NO' AND column_default IS NULL AND extra = ''"
-    present = {
-        name: rest for name, *rest in read(cursor, f"SELECT {facts} FROM information_schema.columns {this}", database)
-    }
+    facts = "LOWER(column_name), UPPER(data_type), COALESCE(character_maximum_length, datetime_precision, 0)"
+    facts += ", column_key = 'PRI', is_nullable = 'NO' AND column_default IS NULL AND extra = ''"
     problems = [] if engine == "InnoDB" else [f"its engine is {engine}, not InnoDB"]
-    if {name for name, (_, _, key, _) in present.items() if key == "PRI"} != {"timestamp", "coin_id"}:
-        problems.append("its primary key is not timestamp, coin_id")
-    for name, kind, size in wanted:
-        has = present.pop(name, ("", 0))
-        if has[0] != kind or has[1] < int(size or 0):
-            problems.append(f"it has no column {name} of {kind}{f'({size})' if size else ''}")
-    problems += [f"its column {name} must be filled" for name, (_, _, _, is_required) in present.items() if is_required]
+    problems += find_mismatches(read(cursor, f"SELECT {facts} FROM information_schema.columns {this}", database))
     if problems:
         more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise DatabaseError(
             f"{database}.crypto_prices is not the pipeline's ({', '.join(problems[:3])}{more}), so nothing was made:"
             " keep it under another name (RENAME TABLE), or give another --database; see README.md"
         )
+
+
+def find_mismatches(columns: list[tuple]) -> list[str]:
+    """What is wrong with `columns`: name, type, size, is it in the key, does a row need it."""
+    text = (SQL_DIR / "crypto_prices.sql").read_text(encoding="utf-8")
+    wanted = re.findall(r"^  (\w+) +(VARCHAR|INT|DOUBLE|DATETIME)\b(?:\((\d+)\))?", text, re.M)
+    names = {name for name, _, _ in wanted}
+    present = {name: (kind, size) for name, kind, size, _, _ in columns}
+    key = {name for name, _, _, is_key, _ in columns if is_key}
+    problems = [] if key == {"timestamp", "coin_id"} else ["its primary key is not timestamp, coin_id"]
+    for name, kind, size in wanted:
+        has, holds = present.get(name, ("", 0))
+        if has != kind or holds < int(size or 0):
+            problems.append(f"it has no column {name} of {kind}{f'({size})' if size else ''}")
+    return problems + [f"its column {name} must be filled" for name, *_, must in columns if must and name not in names]
 
 
 def check_kept_password(etl: Server, env: Mapping[str, str]) -> None:
@@ -304,23 +306,65 @@ def env_line(key: str, value: str) -> str:
 
 
 def write_env(values: Mapping[str, str]) -> None:
-    """.env.example with `values` as .env, readable by the project's owner alone, also when sudo made it."""
-    lines = (PROJECT_DIR / ".env.example").read_text(encoding="utf-8").splitlines()
-    keys = [line.partition("=")[0] for line in lines]
-    lines = [env_line(key, values[key]) if key in values else line for key, line in zip(keys, lines, strict=True)]
-    with os.fdopen(os.open(ENV_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write("\n".join([*lines, ""]))
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        owner = PROJECT_DIR.stat()
-        os.chown(ENV_FILE, owner.st_uid, owner.st_gid)
+    """.env.example with `values` as .env, readable by the project's owner alone, also when sudo made it.
+
+    Raises SetupError.
+    """
+    try:
+        lines = (PROJECT_DIR / ".env.example").read_text(encoding="utf-8").splitlines()
+        keys = [line.partition("=")[0] for line in lines]
+        lines = [env_line(key, values[key]) if key in values else line for key, line in zip(keys, lines, strict=True)]
+        with os.fdopen(os.open(ENV_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write("\n".join([*lines, ""]))
+        if hasattr(os, "geteuid") and os.geteuid() == 0:
+            owner = PROJECT_DIR.stat()
+            os.chown(ENV_FILE, owner.st_uid, owner.st_gid)
+    except OSError as error:
+        problem = f"all is made, yet {ENV_FILE} cannot be written ({error.filename}: {error.strerror})"
+        raise SetupError(f"{problem}: fix that, then run this again with --new-passwords") from error
 
 
 # ------------------------------------------------------------------------------------------------------------ script
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is there, and what is to be made."""
+
+    existing: list[str]  # as of read_existing()
+    kept: list[str]  # accounts that keep their passwords
+    accounts: dict[str, Server]  # both, with the passwords that they will have; that of a kept READER is not known
+
+    @property
+    def made(self) -> list[str]:
+        return [name for name in ("the database", "the table", *ACCOUNTS) if name not in self.existing]
+
+    @property
+    def changed(self) -> list[str]:
+        return [name for name in ACCOUNTS if name in self.existing and name not in self.kept]
+
+
+def make_plan(cursor: Any, admin: Server, options: argparse.Namespace, env: Mapping[str, str]) -> Plan:
+    """Check all that can be checked before anything is made. Raises DatabaseError and SetupError."""
+    check_server(cursor, admin, options.database)
+    existing = read_existing(cursor, options.database)
+    if "the table" in existing:
+        check_table(cursor, options.database)
+    kept = [name for name in ACCOUNTS if name in existing and not options.new_passwords]
+    port = admin.port if options.port or not admin.socket else read(cursor, "SELECT @@port")[0][0]
+    etl = replace(admin, port=port, socket=None, user=ETL, password=env.get("MYSQL_PASSWORD", ""))
+    if ETL in kept:
+        check_kept_password(etl, env)
+    passwords = {name: new_password() for name in ACCOUNTS} | ({ETL: etl.password} if ETL in kept else {})
+    database = options.database
+    accounts = {name: replace(etl, database=database, user=name, password=passwords[name]) for name in ACCOUNTS}
+    return Plan(existing, kept, accounts)
+
+
 def run(options: argparse.Namespace) -> None:
+    """Create what is missing, settle .env, print what to type into Power BI, and test the accounts."""
     check_options(options)
-    env, database = read_env(), options.database
+    env = read_env()
     ca = options.ssl_ca if options.ssl_ca in ("", "none") else os.path.abspath(options.ssl_ca)  # noqa: PTH100
     tls = Path(ca) if ca not in ("", "none") else None
     socket = Path(options.socket) if options.socket else None
@@ -330,55 +374,43 @@ def run(options: argparse.Namespace) -> None:
             raise AlreadyRunningError(
                 f"another create_database.py is at {admin.address}: run this again when it has ended"
             )
-        check_server(cursor, admin, database)
-        existing = read_existing(cursor, database)
-        if "the table" in existing:
-            check_table(cursor, database)
-        port = admin.port if options.port or not socket else read(cursor, "SELECT @@port")[0][0]
-        kept = [account for account in ACCOUNTS if account in existing and not options.new_passwords]
-        etl = Server(options.host, port, "", ETL, env.get("MYSQL_PASSWORD", ""), tls)
-        if ETL in kept:
-            check_kept_password(etl, env)
-        passwords = {account: new_password() for account in ACCOUNTS}
+        plan = make_plan(cursor, admin, options, env)
+        passwords = {name: account.password for name, account in plan.accounts.items()}
         with defer_signals():  # or there would be accounts whose passwords nobody has
-            create(admin, database, passwords, [name for name in ACCOUNTS if name in existing and name not in kept])
-            passwords |= {ETL: etl.password} if ETL in kept else {}
-            accounts = [replace(etl, database=database, user=name, password=passwords[name]) for name in ACCOUNTS]
-            to_do = settle_env(env, accounts[0], ca)
+            create(admin, options.database, passwords, plan.changed)
+            to_do = settle_env(env, plan.accounts[ETL], ca)
+        show_plan(plan, admin)
+        tested = [name for name in ACCOUNTS if name == ETL or name not in plan.kept]
+        for name in tested:
+            check_login(plan.accounts[name], cursor)
+    command = [sys.executable, str(PROJECT_DIR / "pipeline_orchestrator.py")]
+    line = subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
+    show(f"tested: {' and '.join(tested)} can log in", *to_do, f"next: {line}")
 
-        made = [name for name in ("the database", "the table", *ACCOUNTS) if name not in existing]
-        show(f"{admin.address}: made {', '.join(made) or 'nothing'}; there already: {', '.join(existing) or 'nothing'}")
-        if READER in kept:
-            show(f"{READER} keeps its password (lost? --new-passwords, for both accounts)")
-        else:
-            show(*power_bi(etl.address, database, f"{passwords[READER]}   (shown this once)"))
-        tested = [account for account in accounts if account.user == ETL or READER not in kept]
-        for account in tested:
-            check_login(account, cursor)
-        command = [sys.executable, str(PROJECT_DIR / "pipeline_orchestrator.py")]
-        line = subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
-        show(f"tested: {' and '.join(account.user for account in tested)} can log in", *to_do, f"next: {line}")
+
+def show_plan(plan: Plan, admin: Server) -> None:
+    """Print what was made and, for a new password, what to type into Power BI."""
+    there = ", ".join(plan.existing) or "nothing"
+    show(f"{admin.address}: made {', '.join(plan.made) or 'nothing'}; there already: {there}")
+    if READER in plan.kept:
+        show(f"{READER} keeps its password (lost? --new-passwords, for both accounts)")
+    else:
+        reader = plan.accounts[READER]
+        show(*power_bi(reader.address, reader.database, f"{reader.password}   (shown this once)"))
 
 
 def settle_env(env: Mapping[str, str], etl: Server, ca: str) -> list[str]:
-    """Write .env, or say what to change in the one that is there: in lines, for a person."""
+    """Write .env, or leave the one that is there; what was done and what is left to do, in lines."""
     values = {"MYSQL_HOST": etl.host, "MYSQL_PORT": str(etl.port), "MYSQL_DATABASE": etl.database}
     values |= {"MYSQL_USER": etl.user, "MYSQL_PASSWORD": etl.password, "MYSQL_SSL_CA": ca}
+    if os.path.lexists(ENV_FILE):
+        lines = [f"  {env_line(key, value)}" for key, value in values.items() if env.get(key, "") != value]
+        said = [f"set these lines in {ENV_FILE} (the pipeline uses the old ones until then):", *lines] if lines else []
+    else:
+        write_env(values)
+        said = [f"wrote {ENV_FILE}"]
     stronger = [key for key in values if os.environ.get(key, values[key]) != values[key]]
-    to_do = [f"unset {', '.join(stronger)} in the environment: it wins over .env"] if stronger else []
-    if not os.path.lexists(ENV_FILE):
-        try:
-            write_env(values)
-        except OSError as error:
-            problem = f"{error.filename}: {error.strerror}"
-            again = "fix that, then run this again with --new-passwords"
-            raise SetupError(f"all is made, yet {ENV_FILE} cannot be written ({problem}): {again}") from error
-        return [f"wrote {ENV_FILE}", *to_do]
-    lines = [f"  {env_line(key, value)}" for key, value in values.items() if env.get(key, "") != value]
-    return [
-        *([f"set these lines in {ENV_FILE} (the pipeline uses the old ones until then):", *lines] if lines else []),
-        *to_do,
-    ]
+    return [*said, *([f"unset {', '.join(stronger)} in the environment: it wins over .env"] if stronger else [])]
 
 
 def show(*lines: str) -> None:

@@ -183,6 +183,19 @@ def test_a_backup_of_the_private_server_is_restored(checkout: Checkout):
     assert checkout.run("python", "-c", COUNT, MYSQL_DATABASE="crypto_sample").stdout == "3076\n"
 
 
+@posix_only
+def test_the_command_before_an_update_names_what_the_first_edition_left_unloaded(tmp_path: Path):
+    folder = tmp_path / "snapshots"
+    folder.mkdir()
+    for name, mode in {"left.json.gz": 0o644, "loaded.json.gz": 0o444, "left.rejected.jsonl": 0o644}.items():
+        (folder / name).touch()
+        (folder / name).chmod(mode)
+
+    found = subprocess.run(["bash", "-c", code("find snapshots")], cwd=tmp_path, capture_output=True, text=True)
+
+    assert found.stdout.split() == ["snapshots/left.json.gz"]
+
+
 # ------------------------------------------------------------------------------------------------------------ schedules
 
 
