@@ -273,7 +273,7 @@ def create(admin: Server, database: str, passwords: Mapping[str, str], changed: 
 def power_bi(address: str, database: str, password: str) -> list[str]:
     """What to type into Power BI, in lines."""
     names = {"server": address, "database": database, "user": READER, "password": password}
-    return ["in Power BI, enter", *(f"  {name:9} {value}" for name, value in names.items())]
+    return [f"  {name:9} {value}" for name, value in names.items()]
 
 
 # -------------------------------------------------------------------------------------------------------------- .env
@@ -396,7 +396,8 @@ def show_plan(plan: Plan, admin: Server) -> None:
         show(f"{READER} keeps its password (lost? --new-passwords, for both accounts)")
     else:
         reader = plan.accounts[READER]
-        show(*power_bi(reader.address, reader.database, f"{reader.password}   (shown this once)"))
+        show("in Power BI, enter (the password is shown this once):")
+        show(*power_bi(reader.address, reader.database, reader.password))
 
 
 def settle_env(env: Mapping[str, str], etl: Server, ca: str) -> list[str]:
@@ -404,7 +405,7 @@ def settle_env(env: Mapping[str, str], etl: Server, ca: str) -> list[str]:
     values = {"MYSQL_HOST": etl.host, "MYSQL_PORT": str(etl.port), "MYSQL_DATABASE": etl.database}
     values |= {"MYSQL_USER": etl.user, "MYSQL_PASSWORD": etl.password, "MYSQL_SSL_CA": ca}
     if os.path.lexists(ENV_FILE):
-        lines = [f"  {env_line(key, value)}" for key, value in values.items() if env.get(key, "") != value]
+        lines = [env_line(key, value) for key, value in values.items() if env.get(key, "") != value]
         said = [f"set these lines in {ENV_FILE} (the pipeline uses the old ones until then):", *lines] if lines else []
     else:
         write_env(values)
@@ -456,7 +457,12 @@ def set_up_private(folder: str, database: str) -> str | None:
         return f"local_mysql: the database could not be set up: {error}"
     if is_new:
         lines = power_bi(admin.address, database, f"in {home / 'crypto_reader.password'}")
-        print(f"local_mysql: the database {database} is ready;", *lines, sep="\nlocal_mysql: ", file=sys.stderr)
+        print(
+            f"local_mysql: the database {database} is ready; in Power BI, enter",
+            *lines,
+            sep="\nlocal_mysql: ",
+            file=sys.stderr,
+        )
     return None
 
 

@@ -175,7 +175,7 @@ def test_new_passwords_replace_both_and_the_lines_to_change_are_shown(installati
     shown = installation.made("--new-passwords")
 
     assert installation.env()["MYSQL_PASSWORD"] == before
-    assert re.findall(r"^  (MYSQL_\w+)=", shown, re.M) == ["MYSQL_PASSWORD"]
+    assert re.findall(r"^(MYSQL_\w+)=", shown, re.M) == ["MYSQL_PASSWORD"]
     installation.set_env(MYSQL_PASSWORD=re.search("MYSQL_PASSWORD=(.*)", shown)[1])
     assert installation.pipeline("-q", "--replay", NEWEST).returncode == 0
     assert installation.logs_in("crypto_reader", reader_password(shown))
@@ -209,7 +209,7 @@ def test_settings_that_are_there_are_left_alone_and_the_lines_to_change_are_show
     shown = installation.made()
 
     assert installation.env_file.read_text() == text
-    lines = dict(re.findall(r"^  (MYSQL_\w+)=(.*)$", shown, re.M))
+    lines = dict(re.findall(r"^(MYSQL_\w+)=(.*)$", shown, re.M))
     assert set(lines) == {"MYSQL_PORT", "MYSQL_DATABASE", "MYSQL_USER", "MYSQL_PASSWORD"}
     installation.set_env(**lines)
     assert installation.pipeline("-q", "--replay", NEWEST).returncode == 0
