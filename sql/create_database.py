@@ -111,7 +111,7 @@ def log_in(server: Server) -> Server:
             return replace(server, password=ask_password(server))
         if error.errno == 1698:
             socket = server.socket or next(filter(os.path.exists, SOCKETS), SOCKETS[0])
-            command = shlex.join(["sudo", sys.executable, __file__, "--socket", str(socket)])
+            command = shlex.join(["sudo", sys.executable, __file__, *sys.argv[1:], "--socket", str(socket)])
             error.args = (f"{quote(server.user)} at {server.address} logs in by the server's socket only: {command}",)
         raise
 
@@ -119,7 +119,10 @@ def log_in(server: Server) -> Server:
 def ask_password(server: Server) -> str:
     if not (sys.stdin and sys.stdin.isatty()):
         raise SetupError(f"no terminal to ask for the password of {quote(server.user)}: set MYSQL_ADMIN_PASSWORD")
-    return getpass.getpass(f"password of {server.user} at {server.address}: ")
+    try:
+        return getpass.getpass(f"password of {server.user} at {server.address}: ")
+    except UnicodeDecodeError as error:
+        raise SetupError("what was typed is not in this terminal's encoding: set MYSQL_ADMIN_PASSWORD") from error
 
 
 # ------------------------------------------------------------------------------------------- checks before it is made

@@ -356,8 +356,9 @@ def test_a_root_of_the_socket_alone_is_told_the_command(installation: Installati
     line = installation.refused(4, "--user", "by_socket", MYSQL_ADMIN_PASSWORD="")
     installation.execute("DROP USER by_socket@localhost")
 
-    sudo, _, script, option, socket = shlex.split(line.partition("socket only: ")[2])
-    assert (sudo, Path(script), option) == ("sudo", installation.folder / "sql" / "create_database.py", "--socket")
+    sudo, _, script, *options, socket = shlex.split(line.partition("socket only: ")[2])
+    assert (sudo, Path(script)) == ("sudo", installation.folder / "sql" / "create_database.py")
+    assert options == ["--port", str(installation.own.port), "--user", "by_socket", "--socket"]
     assert socket.endswith(".sock")
 
 
