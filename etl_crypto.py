@@ -1361,6 +1361,8 @@ def run_script(parser: Parser, argv: list[str] | None, run: Run, requirements: s
         settings = parse_settings(values)
         run(replace(settings, coin_limit=options.coins) if "coins" in options else settings, options)
         return 0
+    except SystemExit as done:  # of --help and --version
+        return done.code
     except PipelineError as error:
         script_log.error("%s", error, exc_info=script_log.isEnabledFor(logging.DEBUG))
         return error.exit_code

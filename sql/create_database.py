@@ -484,6 +484,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(parser.parse_args(argv))
         return 0
+    except SystemExit as done:  # of --help
+        return done.code
     except PipelineError as error:
         problem, exit_code = str(error), error.exit_code
     except ModuleNotFoundError as error:

@@ -77,11 +77,12 @@ def test_the_status_is_what_the_readme_says(checkout: Checkout):
 
 
 def statements() -> list[str]:
-    return [statement for statement in code("-- top gainers").split(";") if statement.strip()]
+    [block] = [block for language, block in CODE if language == "sql"]
+    return [statement for statement in block.split(";") if statement.strip()]
 
 
 def test_there_are_six_questions_in_sql():
-    assert len(statements()) + len(re.findall("^UNION ALL", README, re.M)) == 6
+    assert len(statements()) == 6
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def newest(*columns: str) -> list[list]:
 
 
 def test_the_questions_in_sql_are_answered(market: Database):
-    gainers, tiers, history, dominance, gaps = map(market.execute, statements())
+    gainers, tiers, history, dominance, gaps = map(market.execute, statements()[:5])
 
     changes = sorted((change for [change] in newest("price_change_percentage_24h") if change is not None), reverse=True)
     assert [row[3] for row in gainers] == changes[:10]
@@ -129,7 +130,7 @@ def test_the_csv_holds_the_newest_snapshot_and_no_formula(scripts: Scripts, mark
     scripts.load({datetime(2025, 4, 1): coins})
     market.execute("COMMIT")
 
-    lines = [line for (line,) in market.execute(code("newest.csv").partition("\n")[2].partition(";")[0])]
+    lines = [line for (line,) in market.execute(statements()[5])]
 
     check_csv("\n".join(lines), coins)
     names = {row["coin_id"]: row["name"] for row in csv.DictReader(line.lstrip("\ufeff") for line in lines)}
@@ -140,7 +141,9 @@ def test_the_csv_holds_the_newest_snapshot_and_no_formula(scripts: Scripts, mark
 @needs_server
 @needs_client
 def test_the_csv_is_written_by_the_command_in_the_readme(checkout: Checkout):
-    written = checkout.shell(code("newest.csv"), MYSQL_DATABASE="crypto_sample")
+    (checkout.folder / "pasted.sql").write_text(statements()[5], encoding="utf-8")
+    command = code("newest.csv").replace("cat |", "cat pasted.sql |")
+    written = checkout.shell(command, MYSQL_DATABASE="crypto_sample")
 
     assert written.returncode == 0, written.stderr
     check_csv((checkout.folder / "newest.csv").read_text(encoding="utf-8"), read_sample(SAMPLE_FILES[-1]))

@@ -272,8 +272,8 @@ print("code", codes)
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize(
     ("arguments", "settings", "exit_code"),
-    [([], {}, 0), (["--nonsense"], {}, 2), ([], {"MYSQL_PORT": "1"}, 4)],
-    ids=["done", "usage", "no server"],
+    [([], {}, 0), (["--version"], {}, 0), (["--nonsense"], {}, 2), ([], {"MYSQL_PORT": "1"}, 4)],
+    ids=["done", "version", "usage", "no server"],
 )
 def test_main_runs_in_a_thread(
     scripts: Scripts, script: str, arguments: list[str], settings: dict[str, str], exit_code: int
