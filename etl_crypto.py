@@ -305,7 +305,7 @@ def duration(minutes: float) -> str:
     return f"{whole // MINUTES_PER_DAY} d {whole % MINUTES_PER_DAY // 60} h"
 
 
-BAR_WIDTH, BAR_TEXT = 30, 45  # characters
+BAR_WIDTH, SCREEN_WIDTH = 30, 79  # characters
 LONG = 10  # seconds
 
 
@@ -335,9 +335,11 @@ class Progress:
         left = (total - done) * max(self.seconds_each, (now - self.started) / max(done, 1))
         text = f"{done:,} of {total:,} {self.what}, {duration(math.ceil(left / 60))} left{note}"
         if sys.stderr.isatty():
-            filled = BAR_WIDTH * done // total
+            width = max(min(BAR_WIDTH, SCREEN_WIDTH - 3 - len(text)), 0)
+            filled = width * done // total
+            bar = f"[{'#' * filled}{'.' * (width - filled)}] {text}"
             # ends at its start, so that a log line overwrites it
-            sys.stderr.write(f"\r[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {text:{BAR_TEXT}.{BAR_TEXT}}\r")
+            sys.stderr.write(f"\r{bar:{SCREEN_WIDTH}.{SCREEN_WIDTH}}\r")
             sys.stderr.flush()
         elif now - self.logged >= 60:
             self.logged = now
@@ -349,7 +351,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         """Clear the bar."""
         if self.is_shown and sys.stderr.isatty():
-            sys.stderr.write(f"\r{'':{BAR_WIDTH + BAR_TEXT + 3}}\r")
+            sys.stderr.write(f"\r{'':{SCREEN_WIDTH}}\r")
             sys.stderr.flush()
 
 

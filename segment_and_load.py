@@ -116,7 +116,8 @@ def segment_all(settings: Settings, database: Database, dry_run: bool) -> tuple[
     started = time.monotonic()
     with Progress("rows", total, total / ROWS_PER_SECOND) as progress:
         if progress.is_shown:
-            log.info(f"about {total:,} rows to read: this takes about {duration(total / ROWS_PER_SECOND / 60)} or more")
+            minutes = math.ceil(total / ROWS_PER_SECOND / 60)
+            log.info(f"about {total:,} rows to read: this takes about {duration(minutes)}")
         while True:
             chunk = partial(crypto_prices.read_rows_after, timestamp=last[0], coin_id=last[1], limit=CHUNK_ROWS)
             rows = database.transaction(chunk)
@@ -130,7 +131,7 @@ def segment_all(settings: Settings, database: Database, dry_run: bool) -> tuple[
             tiers.update(tier for _, _, tier in changed)
             last = (rows[-1].timestamp, rows[-1].coin_id)
             rate = read / (time.monotonic() - started)
-            progress.update(read, f"; {rate:,.0f}/s, {tiers.total():,} changed")
+            progress.update(read, f", {rate:,.0f}/s, {tiers.total():,} changed")
 
 
 # -------------------------------------------------------------------------------------------------------------- script
