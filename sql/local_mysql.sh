@@ -320,8 +320,10 @@ if [ "$more_requirements" ]; then install_requirements "$more_requirements" inst
 
 for account in root crypto_etl crypto_reader; do
   file=$home/$account.password
-  [ -s "$file" ] || (umask 077; "$venv/bin/python" -c 'import secrets; print(secrets.token_hex(16))' >"$file") \
-    || die "could not write $file"
+  if [ -s "$file" ]; then continue; fi
+  (umask 077; "$venv/bin/python" -c 'import secrets; print(secrets.token_hex(16))' >"$file") || die "could not write $file"
+  # the server takes root's as it starts
+  if [ $account = root ] && is_running; then stop_server; fi
 done
 is_running || start_server
 set_up_database || exit

@@ -105,6 +105,14 @@ def test_its_passwords_are_of_its_own_and_never_shown(project: Checkout):
     assert not any(password in shown.stdout + shown.stderr for password in passwords)
 
 
+def test_passwords_that_were_deleted_are_made_anew(project: Checkout):
+    project.load_sample(MYSQL_DATABASE="crypto_forgotten")
+    for path in project.home.glob("*.password"):
+        path.unlink()
+
+    assert project.count(MYSQL_DATABASE="crypto_forgotten") == "99"
+
+
 def test_a_killed_server_comes_back_with_its_data(project: Checkout):
     project.load_sample(MYSQL_DATABASE="crypto_killed")
     os.kill(project.server_pid(), signal.SIGKILL)
