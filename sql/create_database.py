@@ -311,7 +311,7 @@ def env_line(key: str, value: str) -> str:
 def write_env(values: Mapping[str, str]) -> None:
     """.env.example with `values` as .env, readable by the project's owner alone, also when sudo made it.
 
-    Raises SetupError.
+    Raises PipelineError.
     """
     try:
         lines = (PROJECT_DIR / ".env.example").read_text(encoding="utf-8").splitlines()
@@ -324,7 +324,7 @@ def write_env(values: Mapping[str, str]) -> None:
             os.chown(ENV_FILE, owner.st_uid, owner.st_gid)
     except OSError as error:
         problem = f"all is made, yet {ENV_FILE} cannot be written ({error.filename}: {error.strerror})"
-        raise SetupError(f"{problem}: fix that, then run this again with --new-passwords") from error
+        raise PipelineError(f"{problem}: fix that, then run this again with --new-passwords") from error
 
 
 # ------------------------------------------------------------------------------------------------------------ script
@@ -383,12 +383,13 @@ def run(options: argparse.Namespace) -> None:
             create(admin, options.database, passwords, plan.changed)
             to_do = settle_env(env, plan.accounts[ETL], ca)
         show_plan(plan, admin)
+        show(*to_do)  # before the test: what is shown nowhere would be lost
         tested = [name for name in ACCOUNTS if name == ETL or name not in plan.kept]
         for name in tested:
             check_login(plan.accounts[name], cursor)
     command = [sys.executable, str(PROJECT_DIR / "pipeline_orchestrator.py")]
     line = subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
-    show(f"tested: {' and '.join(tested)} can log in", *to_do, f"next: {line}")
+    show(f"tested: {' and '.join(tested)} can log in", f"next: {line}")
 
 
 def show_plan(plan: Plan, admin: Server) -> None:
@@ -418,9 +419,9 @@ def settle_env(env: Mapping[str, str], etl: Server, ca: str) -> list[str]:
 
 
 def show(*lines: str) -> None:
-    """Print `lines`. Raises PipelineError where they cannot be written, as to a closed pipe or a full disk."""
+    """Print `lines`, if any. Raises PipelineError where they cannot be written, as to a closed pipe or a full disk."""
     try:
-        print(*lines, sep="\n", flush=True)
+        print("".join(f"{line}\n" for line in lines), end="", flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries once more as it ends
         again = "run this again, with --new-passwords for those that were to be shown"
@@ -456,7 +457,10 @@ def set_up_private(folder: str, database: str) -> str | None:
         with session(admin) as cursor:
             is_new = "the database" not in read_existing(cursor, database)
         create(admin, database, dict(zip(ACCOUNTS, passwords, strict=True)), changed=ACCOUNTS)
-    except PipelineError as error:
+    except DatabaseError as error:  # root's password may have been changed: a start sets it
+        again = "if that does not help: bash sql/local_mysql.sh --stop, then this again"
+        return f"local_mysql: the database could not be set up: {error}; {again}"
+    except SetupError as error:
         return f"local_mysql: the database could not be set up: {error}"
     if is_new:
         lines = power_bi(admin.address, database, f"in {home / 'crypto_reader.password'}")

@@ -269,13 +269,12 @@ def read_newest(cursor: Any, before: datetime | None = None) -> datetime | None:
 def read_status(cursor: Any, now: datetime, future: datetime, retention: timedelta | None) -> Status:
     """The status at `now` (UTC). Figures dated later are ignored, and snapshots from `future` on."""
     newest = read_newest(cursor, future)
-    cursor.execute("SELECT COUNT(*), SUM(market_cap) FROM crypto_prices WHERE timestamp = %s", (newest,))
-    [(coins, market_cap)] = cursor.fetchall()
-    statement = (
-        "SELECT market_cap_tier, COUNT(*) FROM crypto_prices WHERE timestamp = %s AND market_cap_tier IS NOT NULL"
-    )
-    cursor.execute(f"{statement} GROUP BY market_cap_tier", (newest,))
-    coins_by_tier = dict(cursor.fetchall())
+    statement = "SELECT market_cap_tier, COUNT(*), SUM(market_cap) FROM crypto_prices WHERE timestamp = %s GROUP BY 1"
+    cursor.execute(statement, (newest,))
+    tiers = cursor.fetchall()
+    coins = sum(count for _, count, _ in tiers)
+    market_caps = [market_cap for _, _, market_cap in tiers if market_cap is not None]
+    coins_by_tier = {tier: count for tier, count, _ in tiers if tier}
     largest = read_market_caps(cursor, newest, limit=3)
     statement = "SELECT MAX(last_updated) FROM crypto_prices WHERE timestamp = %s AND last_updated <= %s"
     [newest_figure] = read_column(cursor, statement, (newest, now))
@@ -292,7 +291,7 @@ def read_status(cursor: Any, now: datetime, future: datetime, retention: timedel
     statement = "SELECT COUNT(DISTINCT timestamp) FROM crypto_prices WHERE timestamp >= %s"
     [in_future] = read_column(cursor, statement, (future,))
     return Status(
-        newest, coins, market_cap, coins_by_tier, largest, newest_figure, age,
+        newest, coins, sum(market_caps) if market_caps else None, coins_by_tier, largest, newest_figure, age,
         len(stale), stale[0] if stale else None, oldest, days, days - len(last_of_days), fewer,
         *count_rows(cursor), untiered, expired if retention else None, in_future,
     )  # fmt: skip

@@ -203,6 +203,18 @@ def test_without_the_password_in_use_nothing_is_changed(installation: Installati
     assert "crypto_other" not in installation.left()
 
 
+def test_a_password_that_is_set_is_shown_also_when_its_account_cannot_log_in(installation: Installation):
+    installation.env_file.write_text("COIN_LIMIT=250\n")
+    installation.execute("CREATE USER 'crypto_etl'@'localhost' IDENTIFIED BY 'x'")
+    try:
+        result = installation.run()
+    finally:
+        installation.execute("DROP USER 'crypto_etl'@'localhost'")
+
+    assert result.returncode == 4
+    assert installation.logs_in("crypto_etl", re.search("MYSQL_PASSWORD=(.*)", result.stdout)[1])
+
+
 def test_settings_that_are_there_are_left_alone_and_the_lines_to_change_are_shown(installation: Installation):
     text = "COIN_LIMIT=250\nMYSQL_HOST=localhost\nMYSQL_USER=somebody\nMYSQL_PASSWORD=of-another-server\n"
     installation.env_file.write_text(text)
