@@ -19,6 +19,8 @@ from tests.stub_coingecko import SAMPLE_FILES
 
 COPIED = ("etl_crypto.py", "segment_and_load.py", "pipeline_orchestrator.py", ".env.example", "requirements.txt")
 DATABASES = ("crypto_db", "crypto_other", "my `odd`; %s \"x\" 'y'")
+# a plain user's PATH lacks the folders of servers
+SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/usr/local/bin"])
 PASSWORD = re.compile(r"\w{5}(-\w{5}){4}")
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.installation import COUNT, Checkout
+from tests.installation import COUNT, SBIN, Checkout
 
-SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/usr/local/bin"])
 pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="a script for Linux and macOS"),
     pytest.mark.skipif(

@@ -17,15 +17,16 @@ import pytest
 from dotenv import dotenv_values
 
 from tests.conftest import PROJECT_DIR, Database, Scripts, make_coin, posix_only
-from tests.installation import COUNT, Checkout
+from tests.installation import COUNT, SBIN, Checkout
 from tests.make_sample_market import make_snapshots
 from tests.stub_coingecko import SAMPLE_FILES, read_sample
 
 README = (PROJECT_DIR / "README.md").read_text(encoding="utf-8")
 DASHBOARD_README = (PROJECT_DIR / "powerbi" / "README.md").read_text(encoding="utf-8")
 CODE = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
-NEEDED = {name: shutil.which(name) for name in ("mysqld", "mariadbd", "mysql", "mariadb", "mysqldump", "mariadb-dump")}
-needs_server = pytest.mark.skipif(not (NEEDED["mysqld"] or NEEDED["mariadbd"]), reason="no server binary in PATH")
+PROGRAMS = ("mysqld", "mariadbd", "mysql", "mariadb", "mysqldump", "mariadb-dump")
+NEEDED = {name: shutil.which(name, path=SBIN) for name in PROGRAMS}
+needs_server = pytest.mark.skipif(not (NEEDED["mysqld"] or NEEDED["mariadbd"]), reason="no server binary here")
 needs_client = pytest.mark.skipif(not (NEEDED["mysql"] or NEEDED["mariadb"]), reason="no MySQL client in PATH")
 needs_dump = pytest.mark.skipif(not (NEEDED["mysqldump"] or NEEDED["mariadb-dump"]), reason="no mysqldump in PATH")
 
