@@ -30,7 +30,7 @@ import threading
 import time
 import zlib
 from argparse import Namespace
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
@@ -46,6 +46,8 @@ from urllib.parse import urlsplit
 
 from sql import crypto_prices
 from sql.connection import (
+    AWS_HINTS,
+    HINTS,
     Database,
     DatabaseError,
     PipelineError,
@@ -148,6 +150,8 @@ class Settings:
     mysql_user: str | None = setting(None, str.strip)
     mysql_password: str | None = setting(None, str, is_secret=True)
     mysql_ssl_ca: Path | str | None = setting("", or_none, to_ca_file)  # noqa: RUF009
+    mysql_secret_id: str = setting("", str.strip)  # name or ARN
+    coingecko_secret_id: str = setting("", str.strip)
     coingecko_api_key: str = setting("", to_match, "[!-~]*", "a key of CoinGecko", is_secret=True)
     coingecko_api_plan: str = setting("demo", lambda text: to_match("demo|pro", "demo or pro", text.lower()))
     coingecko_base_url: str = setting("", str.strip)
@@ -169,19 +173,31 @@ class Settings:
         no server.
         """
         if not self.mysql_user or self.mysql_password is None:
+            missing = "MYSQL_PASSWORD" if self.mysql_user else "MYSQL_USER"
+            if self.mysql_secret_id:
+                raise ConfigError(
+                    f"{missing} is not set, and the secret {quote(self.mysql_secret_id)} does not hold it: put username"
+                    " and password into the secret"
+                )
             raise ConfigError(
-                f"{'MYSQL_PASSWORD' if self.mysql_user else 'MYSQL_USER'} is not set: run python"
+                f"{missing} is not set: run python"
                 " sql/create_database.py, which writes .env (or copy .env.example to it), or use this project's own"
                 " server: bash sql/local_mysql.sh python pipeline_orchestrator.py"
             )
-        if not self.mysql_ssl_ca and not is_loopback(self.mysql_host):
+        has_secret = self.mysql_secret_id or self.coingecko_secret_id
+        if not self.mysql_ssl_ca and (has_secret or not is_loopback(self.mysql_host)):
             raise ConfigError(
                 f"MYSQL_SSL_CA is empty, so whoever answers as {quote(self.mysql_host)} would get the password: set it"
                 f" to the CA file of that server, or to {NO_CA} to trust whoever answers"
             )
         where = (self.mysql_host, self.mysql_port, self.mysql_database)
         ssl_ca = None if self.mysql_ssl_ca == NO_CA else self.mysql_ssl_ca
-        return Server(*where, self.mysql_user, self.mysql_password, ssl_ca)
+        hints = AWS_HINTS if self.mysql_secret_id else HINTS
+        return Server(*where, self.mysql_user, self.mysql_password, ssl_ca, hints=hints)
+
+    @property
+    def offline_hint(self) -> str:
+        return "deploy with Egress=nat" if self.mysql_secret_id else f"load the sample market: {SAMPLE_COMMAND}"
 
 
 def read_environment(env_file: Path | None) -> dict[str, str]:
@@ -208,6 +224,68 @@ def read_environment(env_file: Path | None) -> dict[str, str]:
     warn_of_misspelt_keys(path, values)
     warn_of_readers(path, values)
     return {key: value for key, value in values.items() if value is not None} | dict(os.environ)
+
+
+SECRETS = {  # which setting each field of a secret is; these of the database are RDS's own names
+    "MYSQL_SECRET_ID": {
+        "host": "MYSQL_HOST",
+        "port": "MYSQL_PORT",
+        "dbname": "MYSQL_DATABASE",
+        "username": "MYSQL_USER",
+        "password": "MYSQL_PASSWORD",
+    },
+    "COINGECKO_SECRET_ID": {"api_key": "COINGECKO_API_KEY", "api_plan": "COINGECKO_API_PLAN"},
+}
+AWS_TIMEOUT = 5  # seconds, three times; without a way out of its network, boto3 would wait for minutes
+
+
+def add_secrets(values: Mapping[str, str]) -> dict[str, str]:
+    """`values` over the settings in the secrets that they name. Read at each run: a new password counts from the next.
+
+    Raises ConfigError, which never shows what is in a secret.
+    """
+    found: dict[str, str] = {}
+    for key, settings in SECRETS.items():
+        if secret_id := values.get(key, "").strip():
+            secret = fetch_secret(key, secret_id)
+            found |= {name: secret[each] for each, name in settings.items() if each in secret}
+    if stronger := [name for name, text in found.items() if values.get(name, text) != text]:
+        log.info("%s of the environment or .env: not taken from the secret", ", ".join(stronger))
+    return found | dict(values)
+
+
+def fetch_secret(key: str, secret_id: str) -> dict[str, str]:
+    """The fields of a secret in AWS Secrets Manager that are filled in. `key` names the setting, for messages.
+
+    Raises ConfigError, which never shows what is in it.
+    """
+    secret = f"the secret {quote(secret_id, 150)} of {key}"
+    try:
+        with defer_signals():
+            import boto3  # part of Lambda's Python
+            from botocore.config import Config
+            from botocore.exceptions import BotoCoreError, ClientError
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{key} needs the module {error.name}: {sys.executable} -m pip install boto3") from error
+    arn = re.match("arn:[^:]+:secretsmanager:([^:]+):", secret_id)
+    config = Config(connect_timeout=AWS_TIMEOUT, read_timeout=AWS_TIMEOUT, retries={"total_max_attempts": 3})
+    try:
+        client = boto3.client("secretsmanager", region_name=arn and arn[1], config=config)
+        text = client.get_secret_value(SecretId=secret_id).get("SecretString", "")
+    except ClientError as error:
+        reason = "{Code}: {Message}".format_map(defaultdict(str, error.response["Error"]))
+        rights = "check its name and region, and that this role or user may read it (secretsmanager:GetSecretValue)"
+        raise ConfigError(f"AWS refuses {secret} ({quote(reason, 150)}): {rights}") from error
+    except (BotoCoreError, ValueError) as error:
+        way = "check the region, the credentials and the way to AWS"
+        raise ConfigError(f"{secret} could not be read ({quote(str(error), 150)}): {way}") from error
+    fields: Any = None
+    with suppress(ValueError):
+        fields = json.loads(text)
+    if not isinstance(fields, dict) or any(type(value) not in (str, int, type(None)) for value in fields.values()):
+        names = "api_key and api_plan" if key == "COINGECKO_SECRET_ID" else "username and password"
+        raise ConfigError(f"{secret} is no JSON object of texts (it is not shown here): give it {names}")
+    return {name: str(value) for name, value in fields.items() if value not in (None, "")}
 
 
 def warn_of_readers(path: Path, values: Mapping[str, str | None]) -> None:
@@ -529,7 +607,7 @@ class CoinGecko:
             raise DataError(
                 f"CoinGecko, {failed}; the next try is due in {pause:.0f} s, and RETRY_BUDGET_SECONDS="
                 f"{self.settings.retry_budget_seconds:g} has {self.budget:.0f} s left: {RUN_LATER}"
-                + (f", or load the sample market: {SAMPLE_COMMAND}" if what == "page" else "")
+                + (f", or {self.settings.offline_hint}" if what == "page" else "")
             )
         else:
             log.warning("%s; trying again in %.0f s%s", failed, pause, self.outlook(what, problems.values()))
@@ -544,7 +622,7 @@ class CoinGecko:
         left = duration(self.budget / 60) if self.budget >= 60 else f"{self.budget:.0f} s"
         text = f", and so on for up to {left} (RETRY_BUDGET_SECONDS)"
         if what == "page" and not all(problem.was_sent for problem in problems):
-            text += f"; without internet, load the sample market: {SAMPLE_COMMAND}"
+            text += f"; without internet, {self.settings.offline_hint}"
         return text
 
     def fetch_page(self, page: int) -> list:
@@ -1142,7 +1220,9 @@ def warn_if_stale(batch: Batch, now: datetime) -> None:
 
 
 def pipeline_command(options: Namespace, *arguments: str) -> str:
-    """The command line that runs the pipeline with `arguments` and the settings of this run."""
+    """What runs the pipeline with `arguments` and the settings of this run: a command line, or on Lambda an event."""
+    if options.is_event:
+        return json.dumps({"arguments": arguments})
     env_file = ["--env-file", str(options.env_file)] if options.env_file else []
     command = ["python", "pipeline_orchestrator.py", *env_file, *arguments]
     return subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
@@ -1296,6 +1376,7 @@ def make_parser(prog: str, description: str) -> Parser:
     formatter = partial(argparse.RawDescriptionHelpFormatter, max_help_position=28)
     parser = Parser(prog=prog, description=description, formatter_class=formatter, allow_abbrev=False)
     parser.usage = "%(prog)s [option ...]"
+    parser.set_defaults(is_event=False)
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}", help="show the version and exit")
     parser.add_argument("--dry-run", action="store_true", help="say what would be written, write nothing")
     env_file = partial(to_path, folder=Path())
@@ -1325,9 +1406,11 @@ class LogFormatter(logging.Formatter):
     secret = ""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        return self.clean(super().format(record), "\n" if record.exc_info else "")  # a traceback has several lines
+
+    def clean(self, text: str, kept: str = "") -> str:
+        """`text` without the secret, and without control characters but those `kept`."""
         text = text.replace(self.secret, "***") if self.secret else text
-        kept = "\n" if record.exc_info else ""  # a message is one line, a traceback is not
         return "".join(char if char.isprintable() or char in kept else ascii(char)[1:-1] for char in text)
 
 
@@ -1336,12 +1419,31 @@ def start_log() -> LogFormatter:
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    logging.getLogger("urllib3").setLevel(logging.CRITICAL)  # what matters of it comes as an exception
     return handler.formatter
+
+
+def set_log_level(level: int) -> None:
+    for name in ("sql", "etl_crypto", "segment_and_load", "pipeline_orchestrator"):
+        logging.getLogger(name).setLevel(level)
+    for name in ("urllib3", "botocore"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters of them comes as an exception
 
 
 def terminate(signal_number: int, frame: object) -> NoReturn:
     raise Terminated
+
+
+def execute(parser: Parser, argv: list[str] | None, run: Run, formatter: LogFormatter) -> None:
+    """Read options and settings, and `run(settings, options)`. `formatter` learns the secret that it has to hide.
+
+    Raises PipelineError, SystemExit after --help, and KeyboardInterrupt.
+    """
+    options = parser.parse_args(argv)
+    set_log_level(logging.INFO + 10 * (options.quiet - options.verbose))  # or WARNING, or DEBUG
+    values = add_secrets(read_environment(options.env_file))
+    formatter.secret = values.get("COINGECKO_API_KEY", "").strip()
+    settings = parse_settings(values)
+    run(replace(settings, coin_limit=options.coins) if "coins" in options else settings, options)
 
 
 def run_script(parser: Parser, argv: list[str] | None, run: Run, requirements: str = "requirements.txt") -> int:
@@ -1354,14 +1456,7 @@ def run_script(parser: Parser, argv: list[str] | None, run: Run, requirements: s
     in_main_thread = threading.current_thread() is threading.main_thread()  # which alone signals reach
     before = signal.signal(signal.SIGTERM, terminate) if in_main_thread else None
     try:
-        options = parser.parse_args(argv)
-        level = logging.INFO + 10 * (options.quiet - options.verbose)  # or WARNING, or DEBUG
-        for name in ("sql", "etl_crypto", "segment_and_load", "pipeline_orchestrator"):
-            logging.getLogger(name).setLevel(level)
-        values = read_environment(options.env_file)
-        formatter.secret = values.get("COINGECKO_API_KEY", "").strip()
-        settings = parse_settings(values)
-        run(replace(settings, coin_limit=options.coins) if "coins" in options else settings, options)
+        execute(parser, argv, run, formatter)
         return 0
     except SystemExit as done:  # of --help and --version
         return done.code

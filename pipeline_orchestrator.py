@@ -13,19 +13,23 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
+import signal
 import sys
 import time
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager, redirect_stdout, suppress
+from copy import copy
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
 from hashlib import sha256
 from importlib import import_module
+from io import StringIO
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +53,7 @@ from etl_crypto import (
     warn_of_future,
 )
 from sql import crypto_prices
-from sql.connection import Database, PipelineError, defer_signals, join_quoted, quote
+from sql.connection import Database, PipelineError, Server, defer_signals, join_quoted, quote
 from sql.crypto_prices import BACKFILL_LOCK, COLUMNS, STALE_COIN_AGE, Coin, Status, open_database
 
 log = logging.getLogger("pipeline_orchestrator")
@@ -255,16 +259,16 @@ class Point(NamedTuple):
     volume: float | None
 
 
-def read_backfill(cursor: Any, settings: Settings, days: int) -> Backfill:
-    """What a backfill of `days` days has to do. Raises DataError when the table is empty."""
+def read_backfill(cursor: Any, settings: Settings, options: Namespace) -> Backfill:
+    """What a backfill of `options.backfill` days has to do. Raises DataError when the table is empty."""
     newest = crypto_prices.read_newest(cursor, future())
     if newest is None:
         raise DataError(
             f"{settings.mysql_database}.crypto_prices is empty, and a backfill is for the coins of its newest snapshot:"
-            " run python pipeline_orchestrator.py first"
+            f" run {etl_crypto.pipeline_command(options)} first"
         )
     coins = crypto_prices.read_coins(cursor, newest)
-    wanted = days_before(newest, days, settings.retention_days)
+    wanted = days_before(newest, options.backfill, settings.retention_days)
     ids = {coin.coin_id for coin in coins}
     present = {day: found & ids for day, found in crypto_prices.read_ids(cursor, wanted).items()}
     complete = set.intersection(*present.values())
@@ -272,7 +276,7 @@ def read_backfill(cursor: Any, settings: Settings, days: int) -> Backfill:
     found = find_histories(settings, wanted)
     kept = {coin: found[history_name(coin)] for coin in incomplete if history_name(coin) in found}
     missing = [coin for coin in incomplete if coin not in kept]
-    return Backfill(newest, coins, wanted, days - len(wanted), present, kept, missing)
+    return Backfill(newest, coins, wanted, options.backfill - len(wanted), present, kept, missing)
 
 
 def days_before(newest: datetime, days: int, retention_days: int | None) -> list[datetime]:
@@ -490,7 +494,7 @@ def run_backfill(settings: Settings, options: Namespace) -> None:
     now = etl_crypto.utc_now()
     with closing(Database(server)) if options.dry_run else open_database(server, BACKFILL_LOCK) as database:
         database.transaction(partial(warn_of_future, options=options))
-        backfill = database.transaction(partial(read_backfill, settings=settings, days=options.backfill))
+        backfill = database.transaction(partial(read_backfill, settings=settings, options=options))
         for line in describe_backfill(settings, backfill):
             say(options, line)
         if options.dry_run:
@@ -552,11 +556,12 @@ def show_status(settings: Settings, options: Namespace) -> None:
         print_result("\n".join(status_lines(status, settings)))
     if age is None:
         but = " but for snapshots in the future" if status.future_snapshots else ""
-        raise StaleDataError(f"{table} is empty{but}: run python pipeline_orchestrator.py")
+        raise StaleDataError(f"{table} is empty{but}: run {etl_crypto.pipeline_command(options)}")
     if options.max_age is not None and age > options.max_age:
+        starter = "EventBridge Scheduler" if options.is_event else "cron or Task Scheduler"
         raise StaleDataError(
             f"{table} is {duration(age)} old, more than --max-age {options.max_age:g}: see the log of the last runs,"
-            " and whether cron or Task Scheduler starts them"
+            f" and whether {starter} starts them"
         )
 
 
@@ -663,8 +668,7 @@ def run(settings: Settings, options: Namespace) -> None:
         run_pipeline(settings, options)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line in, exit code out."""
+def make_parser() -> etl_crypto.Parser:
     parser = etl_crypto.make_parser("pipeline_orchestrator.py", __doc__)
     source = etl_crypto.add_extract_options(parser)
     source.add_argument("--status", action="store_true", help="what is in the table; exit code 6 when it is empty")
@@ -677,7 +681,166 @@ def main(argv: list[str] | None = None) -> int:
     help_text = "with --status: exit code 6 when it is older"
     parser.add_argument("--max-age", metavar="MINUTES", type=minutes, help=help_text)
     parser.add_argument("--json", action="store_true", help="with --status: for programs")
-    return etl_crypto.run_script(parser, argv, run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line in, exit code out."""
+    return etl_crypto.run_script(make_parser(), argv, run)
+
+
+# ---------------------------------------------------------------------------------------------------------- AWS Lambda
+
+ENDING_SECONDS = 20  # before Lambda would end a run: to roll back, free the lock and say so
+SETUP_SECRETS = ("MYSQL_SECRET_ID", "MASTER_SECRET_ID", "READER_SECRET_ID")  # crypto_etl, RDS's master, crypto_reader
+LOADING_SECONDS = 60  # more than loading takes: what is left for it when no more retries are made
+
+
+class FailedRunError(Exception):
+    """A failure as Lambda counts, retries and mails it: "exit code N: " and the line of the failure."""
+
+
+class LambdaLog(logging.Handler):
+    """Hands records to Lambda's own handler, whose format it leaves alone: each in one line, without the secret."""
+
+    def __init__(self, handler: logging.Handler, formatter: etl_crypto.LogFormatter) -> None:
+        super().__init__()
+        self.handler = handler
+        self.formatter = formatter
+        self.stdout = sys.stdout  # which some of Lambda's handlers write to, when it holds a run's result
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record).replace("\n", "\r")  # of a traceback; Lambda, too, takes that for one event
+        cleaned = copy(record)
+        cleaned.msg, cleaned.args, cleaned.exc_info, cleaned.exc_text = text, None, None, None
+        with redirect_stdout(self.stdout):
+            self.handler.handle(cleaned)
+
+
+@contextmanager
+def lambda_log() -> Iterator[etl_crypto.LogFormatter]:
+    """Log through Lambda's handlers, which know the request; yields the formatter that hides the secret."""
+    root, formatter = logging.getLogger(), etl_crypto.LogFormatter("%(message)s")
+    handlers = root.handlers
+    root.handlers = [LambdaLog(handler, formatter) for handler in handlers]
+    try:
+        yield formatter
+    finally:
+        root.handlers = handlers
+
+
+@contextmanager
+def ended_early(context: Any) -> Iterator[None]:
+    """Raise Terminated in the block ENDING_SECONDS before Lambda would end it without a word to MySQL."""
+    alarm = signal.signal(signal.SIGALRM, lambda number, frame: signal.raise_signal(signal.SIGTERM))  # may be deferred
+    before = signal.signal(signal.SIGTERM, etl_crypto.terminate)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, max(seconds_left(context) - ENDING_SECONDS, 0.001))
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGALRM, alarm)
+
+
+def seconds_left(context: Any) -> float:
+    return context.get_remaining_time_in_millis() / 1000
+
+
+def check_ca(settings: Settings) -> None:
+    if settings.mysql_ssl_ca in (None, etl_crypto.NO_CA):
+        raise ConfigError(
+            "MYSQL_SSL_CA is empty or none, and whoever answers would get the password: set it to RDS's CA file,"
+            " sql/aws-rds-ca.pem in the package of sql/aws_mysql.sh"
+        )
+
+
+def answer_lambda(context: Any, work: Callable[[etl_crypto.LogFormatter], None]) -> dict[str, str]:
+    """{"result": what `work(formatter)` prints}. Raises FailedRunError, for a bug whatever it raised.
+
+    Only an exception is a failure to Lambda; one that is no Exception, such as SystemExit, would end its process.
+    """
+    printed, failure = StringIO(), None
+    with lambda_log() as formatter:
+        try:
+            with ended_early(context), redirect_stdout(printed):
+                work(formatter)
+        except SystemExit as done:  # 0 of --help and --version
+            failure = FailedRunError(f"exit code {done.code}: ended by Python's sys.exit") if done.code else None
+        except PipelineError as error:
+            failure = FailedRunError(formatter.clean(f"exit code {error.exit_code}: {error}"))
+            log.debug("where it failed", exc_info=True)
+        except KeyboardInterrupt:
+            failure = FailedRunError(
+                f"exit code 143: stopped {ENDING_SECONDS} s before the time limit of this function; nothing is half"
+                " written: invoke it again (a backfill goes on where it stopped), or raise its Timeout"
+            )
+        finally:
+            if text := " | ".join(" ".join(line.split()) for line in printed.getvalue().splitlines()):
+                log.log(logging.ERROR if failure else logging.INFO, "%s", text)
+    if failure:
+        raise failure
+    return {"result": printed.getvalue()}
+
+
+def lambda_handler(event: Any, context: Any) -> dict[str, str]:
+    """Run the pipeline on AWS Lambda, with the command line {"arguments": [...]}; any other event is a plain run.
+
+    Returns {"result": what stdout would hold}, and raises FailedRunError where the script would exit with a code.
+    """
+    arguments = event.get("arguments", []) if isinstance(event, dict) else []
+
+    def run_here(settings: Settings, options: Namespace) -> None:
+        check_ca(settings)
+        budget = max(round(seconds_left(context)) - ENDING_SECONDS - LOADING_SECONDS, 0)
+        run(replace(settings, retry_budget_seconds=min(settings.retry_budget_seconds, budget)), options)
+
+    def work(formatter: etl_crypto.LogFormatter) -> None:
+        if not isinstance(arguments, list) or not all(isinstance(each, str) for each in arguments):
+            raise ConfigError(
+                f'"arguments" of the event is {quote(arguments)}: make it a list of texts, such as'
+                ' {"arguments": ["--status", "--max-age", "90"]}'
+            )
+        parser = make_parser()
+        parser.set_defaults(is_event=True)
+        etl_crypto.execute(parser, arguments, run_here, formatter)
+
+    return answer_lambda(context, work)
+
+
+def with_account(server: Server, key: str) -> Server:
+    """`server`, with the account in the secret that the variable `key` names. Raises ConfigError."""
+    secret = etl_crypto.fetch_secret(key, os.environ[key])
+    if not secret.keys() >= {"username", "password"}:
+        raise ConfigError(f"the secret of {key} holds no username and password: put them there")
+    return replace(server, user=secret["username"], password=secret["password"])
+
+
+def setup_handler(event: Any, context: Any) -> dict[str, str]:
+    """Create database, table and accounts on AWS Lambda, the accounts with the passwords in their secrets.
+
+    The event does not matter. The environment names the secrets of SETUP_SECRETS: where the server is stands in the
+    first alone. Safe to repeat. Returns and raises as lambda_handler does.
+    """
+
+    def work(formatter: etl_crypto.LogFormatter) -> None:
+        from sql import create_database
+
+        etl_crypto.set_log_level(logging.INFO)
+        for key in SETUP_SECRETS:
+            if not os.environ.get(key):
+                raise ConfigError(f"{key} is not set: deploy with sql/aws_mysql.yaml, which sets it")
+        settings = etl_crypto.parse_settings(etl_crypto.add_secrets(os.environ))
+        check_ca(settings)
+        etl = settings.server
+        master, reader = (with_account(etl, key) for key in SETUP_SECRETS[1:])
+        accounts = dict(zip(create_database.ACCOUNTS, (etl, reader), strict=True))
+        for name, account in accounts.items():
+            if account.user != name:
+                raise ConfigError(f"the secret of {name} holds {quote(account.user)} as its username: correct that")
+        print("\n".join(create_database.set_up_cloud(master, accounts)))
+
+    return answer_lambda(context, work)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,21 @@ HINTS = {
     (1040, 1203): "the server at {server} takes no more connections ({error}): end some, or raise its max_connections",
     (1226,): "{user} at {server} has used up a limit of its own ({error}): wait, or raise it by ALTER USER ... WITH",
 }
+SET_UP_AWS = "bash sql/aws_mysql.sh deploy sets it up"
+AWS_HINTS = HINTS | {  # where sql/aws_mysql.sh made the server
+    NO_SERVER: "no MySQL server answers at {server} ({error}): see in the RDS console whether it is available, and whom"
+    " its security group lets in",
+    NO_TLS: "no trusted TLS connection to {server} ({error}): check MYSQL_SSL_CA; bash sql/aws_mysql.sh deploy brings"
+    " AWS's present CA certificates",
+    (1146, 1932): "no table {database}.crypto_prices at {server}: " + SET_UP_AWS,
+    (1049,): "there is no database {database} at {server}: check MYSQL_DATABASE; " + SET_UP_AWS,
+    (1044,): "{user} has no right on a database {database} at {server}, or there is none ({error}): " + SET_UP_AWS,
+    (1045, 1698): "MySQL at {server} refused the login of {user} ({error}): bash sql/aws_mysql.sh deploy gives the"
+    " account the password that is in its secret",
+    (1142, 1143, 1227): "{user} lacks a right on {database}.crypto_prices at {server} ({error}): " + SET_UP_AWS,
+    (1048, 1054, 1264, 1265, 1364, 1366, 1406): "{database}.crypto_prices was made by something else ({error}): keep it"
+    " under another name (RENAME TABLE), then " + SET_UP_AWS,
+}
 
 
 def mysql_errors() -> tuple[type[Exception], ...]:
@@ -107,15 +122,15 @@ def mysql_errors() -> tuple[type[Exception], ...]:
     return mysql.connector.Error, MySQLInterfaceError
 
 
-def explain(error: Exception, server: Server, hints: Mapping[tuple, str] = HINTS) -> DatabaseError:
-    """MySQL's `error` as one line with its hint, by its number: the classes differ between the two drivers."""
+def explain(error: Exception, server: Server) -> DatabaseError:
+    """MySQL's `error` as one line with the server's hint, by its number: the classes differ between the two drivers."""
     import mysql.connector
 
     errno = getattr(error, "errno", None)
     if errno == -1 and isinstance(error, mysql.connector.OperationalError):
         errno = 2006  # the connector found the connection lost before it asked the server
     otherwise = "MySQL at {server}: {error}; see the server's log, then run again"
-    hint = next((hint for numbers, hint in hints.items() if errno in numbers), otherwise)
+    hint = next((hint for numbers, hint in server.hints.items() if errno in numbers), otherwise)
     where = {"server": server.address, "user": quote(server.user), "database": server.database}
     return DatabaseError(hint.format(**where, error=quote(str(error))), errno)
 
@@ -134,6 +149,7 @@ class Server:
     password: str = field(repr=False)
     ssl_ca: Path | None = None  # CA certificates (PEM): TLS, with the server's certificate and host name verified
     socket: Path | None = None  # of a server on this machine, in place of host and port
+    hints: Mapping[tuple, str] = field(default_factory=lambda: HINTS, repr=False, compare=False)
 
     @property
     def address(self) -> str:

@@ -31,6 +31,7 @@ PROJECT_DIR = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT_DIR))  # for a script, Python looks in its own folder alone
 
 from sql.connection import (  # noqa: E402
+    AWS_HINTS,
     HINTS,
     LOCKED,
     LOST,
@@ -69,6 +70,11 @@ OWN_HINTS = {
     (1819,): "the password policy at {server} refuses 29 random letters, digits and dashes ({error}): relax it",
 }
 ADMIN_HINTS = OWN_HINTS | {numbers: hint for numbers, hint in HINTS.items() if numbers not in OWN_HINTS}
+MASTER_HINTS = AWS_HINTS | {
+    (1045, 1698): "MySQL at {server} refused the login of its master {user} ({error}): RDS may just be changing that"
+    " password, deploy again",
+    (1044, 1142, 1143, 1227, 1410): "the master {user} at {server} lacks a right ({error}): give it back",
+}
 
 
 class SetupError(PipelineError):
@@ -82,12 +88,12 @@ class SetupError(PipelineError):
 
 @contextmanager
 def session(server: Server) -> Iterator[Any]:
-    """A cursor of a new session. MySQL's errors become DatabaseErrors, with a hint for this script's options."""
+    """A cursor of a new session. MySQL's errors become DatabaseErrors."""
     try:
         with closing(connect(server)) as connection:
             yield connection.cursor()
     except mysql_errors() as error:
-        raise explain(error, server, ADMIN_HINTS) from error
+        raise explain(error, server) from error
 
 
 def read(cursor: Any, statement: str, *parameters: str) -> list[tuple]:
@@ -114,6 +120,12 @@ def log_in(server: Server) -> Server:
             command = shlex.join(["sudo", sys.executable, __file__, *sys.argv[1:], "--socket", str(socket)])
             error.args = (f"{quote(server.user)} at {server.address} logs in by the server's socket only: {command}",)
         raise
+
+
+def take_lock(cursor: Any, server: Server) -> None:
+    """Let one at a time create a database there, for as long as the session lasts. Raises AlreadyRunningError."""
+    if read(cursor, "SELECT GET_LOCK('crypto_prices.create_database', 0)") != [(1,)]:
+        raise AlreadyRunningError(f"another create_database is at {server.address}: run this again when it has ended")
 
 
 def ask_password(server: Server) -> str:
@@ -183,6 +195,21 @@ def read_existing(cursor: Any, database: str) -> list[str]:
     found = {"the database": schema, "the table": read(cursor, table, database)}
     found |= {name: read(cursor, account, name) for name in ACCOUNTS}
     return [name for name, rows in found.items() if rows]
+
+
+def read_usable(cursor: Any, admin: Server, database: str) -> list[str]:
+    """read_existing(), once server, administrator and table are what is needed. Raises DatabaseError."""
+    check_server(cursor, admin, database)
+    existing = read_existing(cursor, database)
+    if "the table" in existing:
+        check_table(cursor, database)
+    return existing
+
+
+def describe_made(existing: list[str]) -> str:
+    """What was made where `existing`, as of read_existing(), was there before."""
+    made = [name for name in ("the database", "the table", *ACCOUNTS) if name not in existing]
+    return f"made {', '.join(made) or 'nothing'}; there already: {', '.join(existing) or 'nothing'}"
 
 
 def check_table(cursor: Any, database: str) -> None:
@@ -339,20 +366,13 @@ class Plan:
     accounts: dict[str, Server]  # both, with the passwords that they will have; that of a kept READER is not known
 
     @property
-    def made(self) -> list[str]:
-        return [name for name in ("the database", "the table", *ACCOUNTS) if name not in self.existing]
-
-    @property
     def changed(self) -> list[str]:
         return [name for name in ACCOUNTS if name in self.existing and name not in self.kept]
 
 
 def make_plan(cursor: Any, admin: Server, options: argparse.Namespace, env: Mapping[str, str]) -> Plan:
     """Check all that can be checked before anything is made. Raises DatabaseError and SetupError."""
-    check_server(cursor, admin, options.database)
-    existing = read_existing(cursor, options.database)
-    if "the table" in existing:
-        check_table(cursor, options.database)
+    existing = read_usable(cursor, admin, options.database)
     kept = [name for name in ACCOUNTS if name in existing and not options.new_passwords]
     port = admin.port if options.port or not admin.socket else read(cursor, "SELECT @@port")[0][0]
     etl = replace(admin, port=port, socket=None, user=ETL, password=env.get("MYSQL_PASSWORD", ""))
@@ -371,12 +391,9 @@ def run(options: argparse.Namespace) -> None:
     ca = options.ssl_ca if options.ssl_ca in ("", "none") else os.path.abspath(options.ssl_ca)  # noqa: PTH100
     tls = Path(ca) if ca not in ("", "none") else None
     socket = Path(options.socket) if options.socket else None
-    admin = log_in(Server(options.host, options.port or 3306, "", options.user, "", tls, socket))
+    admin = log_in(Server(options.host, options.port or 3306, "", options.user, "", tls, socket, ADMIN_HINTS))
     with session(admin) as cursor:
-        if read(cursor, "SELECT GET_LOCK('crypto_prices.create_database', 0)") != [(1,)]:
-            raise AlreadyRunningError(
-                f"another create_database.py is at {admin.address}: run this again when it has ended"
-            )
+        take_lock(cursor, admin)
         plan = make_plan(cursor, admin, options, env)
         passwords = {name: account.password for name, account in plan.accounts.items()}
         with defer_signals():  # or there would be accounts whose passwords nobody has
@@ -394,8 +411,7 @@ def run(options: argparse.Namespace) -> None:
 
 def show_plan(plan: Plan, admin: Server) -> None:
     """Print what was made and, for a new password, what to type into Power BI."""
-    there = ", ".join(plan.existing) or "nothing"
-    show(f"{admin.address}: made {', '.join(plan.made) or 'nothing'}; there already: {there}")
+    show(f"{admin.address}: {describe_made(plan.existing)}")
     if READER in plan.kept:
         show(f"{READER} keeps its password (lost? --new-passwords, for both accounts)")
     else:
@@ -451,7 +467,7 @@ def set_up_private(folder: str, database: str) -> str | None:
     """
     home = Path(folder)
     root, *passwords = ((home / f"{name}.password").read_text().strip() for name in ("root", *ACCOUNTS))
-    admin = Server("127.0.0.1", int((home / "port").read_text()), "", "root", root)
+    admin = Server("127.0.0.1", int((home / "port").read_text()), "", "root", root, hints=ADMIN_HINTS)
     try:
         check_name(database)
         with session(admin) as cursor:
@@ -471,6 +487,29 @@ def set_up_private(folder: str, database: str) -> str | None:
             file=sys.stderr,
         )
     return None
+
+
+def set_up_cloud(admin: Server, accounts: Mapping[str, Server]) -> list[str]:
+    """Create it on a server of AWS, for `accounts` (crypto_etl and crypto_reader); what was done, in lines.
+
+    Each call sets both accounts to these passwords, lets them in over TLS alone, and tests them. Raises DatabaseError,
+    SetupError and AlreadyRunningError.
+    """
+    database, admin = accounts[ETL].database, replace(admin, database="", hints=MASTER_HINTS)
+    check_name(database)
+    with session(admin) as cursor:
+        take_lock(cursor, admin)
+        existing = read_usable(cursor, admin, database)
+        with defer_signals():
+            create(admin, database, {name: account.password for name, account in accounts.items()}, changed=ACCOUNTS)
+            for name in ACCOUNTS:
+                cursor.execute(f"ALTER USER '{name}'@'%' REQUIRE SSL")
+        for account in accounts.values():
+            check_login(account, cursor)
+    return [
+        f"{admin.address}, database {database}: {describe_made(existing)}",
+        f"tested: {' and '.join(ACCOUNTS)} can log in, with the passwords of their secrets",
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:

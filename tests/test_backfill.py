@@ -474,7 +474,7 @@ def test_days_out_of_reach_are_refused_with_the_reason(scripts: Scripts, days: s
 
 
 def test_an_empty_table_has_no_coins_to_ask_for(scripts: Scripts, api: StubCoinGecko):
-    one_line_error(scripts.pipeline("--backfill", 3), 3, "is empty", "run python pipeline_orchestrator.py first")
+    one_line_error(scripts.pipeline("--backfill", 3), 3, "is empty", "run python pipeline_orchestrator.py")
     assert api.requests == []
 
 

@@ -207,7 +207,7 @@ def test_a_table_of_the_future_alone_counts_as_empty(scripts: Scripts):
     scripts.load({FUTURE: make_coins(3)}, "--force")
 
     one_line_error(scripts.pipeline("--status"), 6, "is empty but for snapshots in the future")
-    one_line_error(scripts.pipeline("--backfill", "1"), 3, "is empty", "run python pipeline_orchestrator.py first")
+    one_line_error(scripts.pipeline("--backfill", "1"), 3, "is empty", "run python pipeline_orchestrator.py")
     facts = json.loads(scripts.pipeline("--status", "--json").stdout)
     assert (facts["newest_snapshot"], facts["oldest_snapshot"], facts["future_snapshots"]) == (None, None, 1)
     assert scripts.pipeline().returncode == 0
