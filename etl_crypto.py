@@ -195,10 +195,6 @@ class Settings:
         hints = AWS_HINTS if self.mysql_secret_id else HINTS
         return Server(*where, self.mysql_user, self.mysql_password, ssl_ca, hints=hints)
 
-    @property
-    def offline_hint(self) -> str:
-        return "deploy with Egress=nat" if self.mysql_secret_id else f"load the sample market: {SAMPLE_COMMAND}"
-
 
 def read_environment(env_file: Path | None) -> dict[str, str]:
     """The real environment over the variables of `env_file` (default: .env beside the scripts). Raises ConfigError."""
@@ -277,7 +273,7 @@ def fetch_secret(key: str, secret_id: str) -> dict[str, str]:
         rights = "check its name and region, and that this role or user may read it (secretsmanager:GetSecretValue)"
         raise ConfigError(f"AWS refuses {secret} ({quote(reason, 150)}): {rights}") from error
     except (BotoCoreError, ValueError) as error:
-        way = "check the region, the credentials and the way to AWS"
+        way = "check the region, the credentials and the network path to AWS"
         raise ConfigError(f"{secret} could not be read ({quote(str(error), 150)}): {way}") from error
     fields: Any = None
     with suppress(ValueError):
@@ -607,7 +603,7 @@ class CoinGecko:
             raise DataError(
                 f"CoinGecko, {failed}; the next try is due in {pause:.0f} s, and RETRY_BUDGET_SECONDS="
                 f"{self.settings.retry_budget_seconds:g} has {self.budget:.0f} s left: {RUN_LATER}"
-                + (f", or {self.settings.offline_hint}" if what == "page" else "")
+                + (f", or load the sample market: {SAMPLE_COMMAND}" if self.may_load_sample(what) else "")
             )
         else:
             log.warning("%s; trying again in %.0f s%s", failed, pause, self.outlook(what, problems.values()))
@@ -621,9 +617,15 @@ class CoinGecko:
         self.has_waited = True
         left = duration(self.budget / 60) if self.budget >= 60 else f"{self.budget:.0f} s"
         text = f", and so on for up to {left} (RETRY_BUDGET_SECONDS)"
-        if what == "page" and not all(problem.was_sent for problem in problems):
-            text += f"; without internet, {self.settings.offline_hint}"
+        if not all(problem.was_sent for problem in problems):
+            if self.may_load_sample(what):
+                text += f"; without internet, load the sample market: {SAMPLE_COMMAND}"
+            elif self.settings.mysql_secret_id:
+                text += "; on Lambda, deploy with Egress=nat when this goes on"
         return text
+
+    def may_load_sample(self, what: str) -> bool:
+        return what == "page" and not self.settings.mysql_secret_id  # with one, this is no first try
 
     def fetch_page(self, page: int) -> list:
         """One call for one page of /coins/markets. Raises RetryableError or DataError."""

@@ -707,7 +707,7 @@ class LambdaLog(logging.Handler):
         super().__init__()
         self.handler = handler
         self.formatter = formatter
-        self.stdout = sys.stdout  # which some of Lambda's handlers write to, when it holds a run's result
+        self.stdout = sys.stdout  # Lambda's handler may write there, and a run redirects it
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record).replace("\n", "\r")  # of a traceback; Lambda, too, takes that for one event
@@ -719,7 +719,7 @@ class LambdaLog(logging.Handler):
 
 @contextmanager
 def lambda_log() -> Iterator[etl_crypto.LogFormatter]:
-    """Log through Lambda's handlers, which know the request; yields the formatter that hides the secret."""
+    """Log through Lambda's own handlers, which know the request; yields the formatter that hides a secret."""
     root, formatter = logging.getLogger(), etl_crypto.LogFormatter("%(message)s")
     handlers = root.handlers
     root.handlers = [LambdaLog(handler, formatter) for handler in handlers]
@@ -731,8 +731,12 @@ def lambda_log() -> Iterator[etl_crypto.LogFormatter]:
 
 @contextmanager
 def ended_early(context: Any) -> Iterator[None]:
-    """Raise Terminated in the block ENDING_SECONDS before Lambda would end it without a word to MySQL."""
-    alarm = signal.signal(signal.SIGALRM, lambda number, frame: signal.raise_signal(signal.SIGTERM))  # may be deferred
+    """Raise Terminated in the block ENDING_SECONDS before Lambda would end it without a word to MySQL.
+
+    Between two statements: one that a mute server does not answer holds it up for ANSWER_TIMEOUT.
+    """
+    # by way of SIGTERM, which defer_signals() defers
+    alarm = signal.signal(signal.SIGALRM, lambda number, frame: signal.raise_signal(signal.SIGTERM))
     before = signal.signal(signal.SIGTERM, etl_crypto.terminate)
     try:
         signal.setitimer(signal.ITIMER_REAL, max(seconds_left(context) - ENDING_SECONDS, 0.001))
@@ -772,8 +776,8 @@ def answer_lambda(context: Any, work: Callable[[etl_crypto.LogFormatter], None])
             log.debug("where it failed", exc_info=True)
         except KeyboardInterrupt:
             failure = FailedRunError(
-                f"exit code 143: stopped {ENDING_SECONDS} s before the time limit of this function; nothing is half"
-                " written: invoke it again (a backfill goes on where it stopped), or raise its Timeout"
+                f"exit code 143: stopped {ENDING_SECONDS} s before the time limit of this function: invoke it again (a"
+                " backfill goes on where it stopped), or raise its Timeout"
             )
         finally:
             if text := " | ".join(" ".join(line.split()) for line in printed.getvalue().splitlines()):
@@ -819,8 +823,8 @@ def with_account(server: Server, key: str) -> Server:
 def setup_handler(event: Any, context: Any) -> dict[str, str]:
     """Create database, table and accounts on AWS Lambda, the accounts with the passwords in their secrets.
 
-    The event does not matter. The environment names the secrets of SETUP_SECRETS: where the server is stands in the
-    first alone. Safe to repeat. Returns and raises as lambda_handler does.
+    The event does not matter. The environment names the secrets of SETUP_SECRETS; only the first holds host and port.
+    Idempotent. Returns and raises as lambda_handler does.
     """
 
     def work(formatter: etl_crypto.LogFormatter) -> None:

@@ -138,7 +138,10 @@ next_step() {
     *LimitExceeded* | *QuotaExceeded* | *[Qq]uota* | *"maximum number of"* | *"has been reached"*)
       echo "a quota of the account is full: remove what is not used, or have it raised in Service Quotas in $region" ;;
     *"lready exists"* | *AlreadyExists* | *BucketAlreadyOwnedByYou*)
-      echo "a name is taken: choose another, STACK=crypto2 $this, or delete what has that name" ;;
+      echo "a name is taken: delete what has it, or choose another: STACK=crypto2 bash sql/aws_mysql.sh deploy" ;;
+    *FreeTierRestriction*)
+      echo "AWS's free plan does not allow it: upgrade the account, or lower the number in $template (such as" \
+        "BackupRetentionPeriod)" ;;
     *) echo "$2" ;;
   esac
 }
@@ -172,7 +175,8 @@ read_output() {
 }
 
 # Invoke the function of the output $1, whose log is the output $2, with the event $3. Prints its result; or the line of
-# its failure, and returns the exit code that this line begins with, else 1. One attempt: the CLI's retry after a lost connection would run it twice.
+# its failure, and returns the exit code that this line begins with, else 1. One attempt: the CLI's retry after a lost
+# connection would run it twice.
 invoke() {
   local name value function_error code=0
   read_output "$1"
@@ -440,7 +444,7 @@ read_state() {
     aws_failed "check the region, AWS_REGION=$region, and the network"
   fi
   for name in state old_egress old_class old_cidr; do
-    if [ "${!name}" = None ]; then printf -v "$name" ''; fi
+    if [ "${!name}" = None ]; then printf -v "$name" %s ''; fi
   done
   # what an interrupted first deploy may leave: no resources, and the next one takes it over
   if [ "$state" = REVIEW_IN_PROGRESS ]; then state=''; fi
@@ -450,16 +454,14 @@ print_deletion() {
   local protection="--no-deletion-protection --apply-immediately"
   echo "  aws rds modify-db-instance --db-instance-identifier $1 $protection --region $region"
   echo "  aws cloudformation delete-stack --stack-name $stack --region $region"
+  echo "  aws cloudformation wait stack-delete-complete --stack-name $stack --region $region"
 }
 
 # The commands for a stack of which nothing works, and what that deletes; ends the script.
 must_be_deleted() {
   local resource="aws cloudformation describe-stack-resource --stack-name $stack --logical-resource-id Database"
   resource="$resource --query StackResourceDetail.PhysicalResourceId --output text --region $region"
-  {
-    print_deletion "\$($resource)"
-    echo "  aws cloudformation wait stack-delete-complete --stack-name $stack --region $region"
-  } >&2
+  print_deletion "\$($resource)" >&2
   die "$1 (the first lifts the deletion protection: it fails where no database is left, go on with the second)"
 }
 
@@ -482,7 +484,7 @@ check_state() {
         "aws cloudformation continue-update-rollback --stack-name $stack --region $region" ;;
   esac
   if [ "$state" ] && [ "$code_key $pipeline" = 'None None' ]; then
-    die "the stack $stack in $region is something else's, which this would replace: choose another name, STACK=..."
+    die "the stack $stack in $region belongs to something else and would be overwritten: choose another name, STACK=..."
   fi
 }
 
@@ -528,17 +530,16 @@ ask() {
 # The bucket of the package. One of that name that belongs to somebody else must never get the code.
 make_bucket() {
   bucket=$stack-code-$account-$region
-  if aws s3api head-bucket --bucket "$bucket" --expected-bucket-owner "$account" >/dev/null 2>"$work/words"; then
-    return
+  if ! aws s3api head-bucket --bucket "$bucket" --expected-bucket-owner "$account" >/dev/null 2>"$work/words"; then
+    words_are '(404)' \
+      || aws_failed "the bucket $bucket is somebody else's, or not to be seen by this login: choose a name, STACK=..."
+    say "making the bucket $bucket"
+    aws s3 mb "s3://$bucket" >/dev/null 2>"$work/words" || aws_failed "the bucket $bucket cannot be made"
   fi
-  [ ! -s "$work/words" ] || words_are '(404)' \
-    || aws_failed "the bucket $bucket is somebody else's, or this login may not see it: choose another name, STACK=..."
-  say "making the bucket $bucket"
-  aws s3 mb "s3://$bucket" >/dev/null 2>"$work/words" || aws_failed "the bucket $bucket cannot be made"
   aws s3api put-public-access-block --bucket "$bucket" --expected-bucket-owner "$account" \
     --public-access-block-configuration \
     BlockPublicAcls=true,IgnorePublicAcls=true,BlockPublicPolicy=true,RestrictPublicBuckets=true \
-    >/dev/null 2>"$work/words" || aws_failed "the bucket $bucket was made, but not closed to the public: run this again"
+    >/dev/null 2>"$work/words" || aws_failed "the bucket $bucket cannot be closed to the public: run this again"
 }
 
 upload() {
@@ -548,13 +549,14 @@ upload() {
     || aws_failed "the package cannot be put into the bucket $bucket: run this again"
 }
 
-# Why CloudFormation failed, the newest reasons first. What was cancelled because of another resource says nothing.
+# Why CloudFormation failed this time: the events come newest first, and the first failure led to the others. What was
+# cancelled because of another resource says nothing.
 say_reasons() {
-  : >"$work/reasons"
   aws cloudformation describe-stack-events --stack-name "$stack" \
-    --query "StackEvents[?contains(ResourceStatus,'FAILED')].[LogicalResourceId,ResourceStatusReason]" \
+    --query "StackEvents[].[ResourceStatus,LogicalResourceId,ResourceStatusReason]" \
     --output text >"$work/events" 2>&1 || true
-  grep -v -e 'creation cancelled' -e 'update cancelled' "$work/events" | sed -n 1,5p >"$work/reasons" || true
+  sed '/User Initiated/q' "$work/events" | grep -e '^CREATE_FAILED' -e '^UPDATE_FAILED' \
+    | grep -v -i -e 'creation cancelled' -e 'update cancelled' | tail -n 5 >"$work/reasons" || true
   cat "$work/reasons" >&2
 }
 
@@ -575,7 +577,7 @@ make_stack() {
   if ! grep -q 'Failed to create/update the stack' "$work/words"; then
     die "CloudFormation did not finish: $hint; then deploy again"
   elif [ "$state" ]; then
-    die "the stack $stack was not updated and is as before: $hint; then deploy again"
+    die "the stack $stack was not updated: $hint; then deploy again"
   fi
   must_be_deleted "the stack $stack could not be made: $hint; delete what is left so, then deploy again"
 }
@@ -605,7 +607,7 @@ say_next() {
   files=$value
   print_deletion "$database"
   echo "Kept even then: a last snapshot of the database (aws rds describe-db-snapshots --region $region lists it),"
-  echo "and until you remove them by these, the raw snapshots and the package:"
+  echo "AWS Backup's copies of the raw snapshots and, until these commands remove them, these and the package:"
   echo "  aws efs delete-file-system --file-system-id $files --region $region"
   echo "  aws s3 rb --force s3://$bucket --region $region"
 }

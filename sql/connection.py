@@ -94,17 +94,20 @@ HINTS = {
     (1040, 1203): "the server at {server} takes no more connections ({error}): end some, or raise its max_connections",
     (1226,): "{user} at {server} has used up a limit of its own ({error}): wait, or raise it by ALTER USER ... WITH",
 }
-SET_UP_AWS = "bash sql/aws_mysql.sh deploy sets it up"
-AWS_HINTS = HINTS | {  # where sql/aws_mysql.sh made the server
+SET_UP_AWS = "deploy the stack again, which sets it up (or sql/create_database.py, where that did)"
+AWS_HINTS = HINTS | {  # for a server on AWS
     NO_SERVER: "no MySQL server answers at {server} ({error}): see in the RDS console whether it is available, and whom"
     " its security group lets in",
-    NO_TLS: "no trusted TLS connection to {server} ({error}): check MYSQL_SSL_CA; bash sql/aws_mysql.sh deploy brings"
-    " AWS's present CA certificates",
+    NO_TLS: "no trusted TLS connection to {server} ({error}): check MYSQL_SSL_CA (deploying the stack again"
+    " brings AWS's present CA certificates)",
+    READ_ONLY: "the server at {server} takes no writes ({error}): run again later; if that does not help, see in the"
+    " RDS console whether its disk is full",
     (1146, 1932): "no table {database}.crypto_prices at {server}: " + SET_UP_AWS,
     (1049,): "there is no database {database} at {server}: check MYSQL_DATABASE; " + SET_UP_AWS,
     (1044,): "{user} has no right on a database {database} at {server}, or there is none ({error}): " + SET_UP_AWS,
-    (1045, 1698): "MySQL at {server} refused the login of {user} ({error}): bash sql/aws_mysql.sh deploy gives the"
-    " account the password that is in its secret",
+    (1045, 1698): "MySQL at {server} refused the login of {user} ({error}): after a change of its secret, deploy"
+    " the stack again, which gives the account that password",
+    (1021, 1114): "the disk of {server} is full ({error}): raise AllocatedStorage in sql/aws_mysql.yaml, then deploy",
     (1142, 1143, 1227): "{user} lacks a right on {database}.crypto_prices at {server} ({error}): " + SET_UP_AWS,
     (1048, 1054, 1264, 1265, 1364, 1366, 1406): "{database}.crypto_prices was made by something else ({error}): keep it"
     " under another name (RENAME TABLE), then " + SET_UP_AWS,

@@ -56,7 +56,7 @@ ETL, READER = ACCOUNTS = ("crypto_etl", "crypto_reader")  # of the pipeline, and
 GRANTED = ("SELECT", "INSERT", "UPDATE", "DELETE")  # to crypto_etl
 SYSTEM_DATABASES = ("mysql", "sys", "information_schema", "performance_schema")
 SOCKETS = ("/run/mysqld/mysqld.sock", "/var/lib/mysql/mysql.sock", "/tmp/mysql.sock")
-OTHER_ADMIN = "name one that may create databases and accounts with --user"
+OTHER_ADMIN = "use an administrator that may create databases and accounts (--user)"
 OWN_HINTS = {
     NO_SERVER: "no MySQL server answers at {server} ({error}): start it, or check --host, --port and --socket",
     NO_TLS: "no trusted TLS connection to {server} ({error}): check --ssl-ca, and that --host is the name in the"
@@ -71,9 +71,9 @@ OWN_HINTS = {
 }
 ADMIN_HINTS = OWN_HINTS | {numbers: hint for numbers, hint in HINTS.items() if numbers not in OWN_HINTS}
 MASTER_HINTS = AWS_HINTS | {
-    (1045, 1698): "MySQL at {server} refused the login of its master {user} ({error}): RDS may just be changing that"
-    " password, deploy again",
-    (1044, 1142, 1143, 1227, 1410): "the master {user} at {server} lacks a right ({error}): give it back",
+    (1045, 1698): "MySQL at {server} refused the login of its master {user} ({error}): RDS may be rotating that"
+    " password: deploy again in a minute",
+    (1044, 1142, 1143, 1227, 1410): "the master {user} at {server} lacks a right ({error}): grant it again",
 }
 
 
@@ -224,7 +224,7 @@ def check_table(cursor: Any, database: str) -> None:
         more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise DatabaseError(
             f"{database}.crypto_prices is not the pipeline's ({', '.join(problems[:3])}{more}), so nothing was made:"
-            " keep it under another name (RENAME TABLE), or give another --database; see README.md"
+            " keep it under another name (RENAME TABLE), or take another database (--database, on AWS DatabaseName)"
         )
 
 

@@ -332,7 +332,7 @@ give_to_owner  # exec runs no trap
 
 port=$(cat "$home/port") password=$(cat "$home/crypto_etl.password") root_password=$(cat "$home/root.password")
 export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv"
-export MYSQL_HOST=127.0.0.1 MYSQL_PORT="$port" MYSQL_DATABASE="$database" MYSQL_SSL_CA=''
+export MYSQL_HOST=127.0.0.1 MYSQL_PORT="$port" MYSQL_DATABASE="$database" MYSQL_SSL_CA=none MYSQL_SECRET_ID=''
 export MYSQL_USER=crypto_etl MYSQL_PASSWORD="$password"
 # The account of the tests: it may create databases.
 export TEST_MYSQL_HOST=127.0.0.1 TEST_MYSQL_PORT="$port" TEST_MYSQL_USER=root TEST_MYSQL_PASSWORD="$root_password"

@@ -121,7 +121,7 @@ def test_a_password_that_was_changed_counts_from_the_next_run(
     finally:
         database.execute(f"ALTER USER '{database.user}'@'%' IDENTIFIED BY '{database.password}'")
 
-    one_line_error(between, 4, "refused the login", "deploy gives the account the password that is in its secret")
+    one_line_error(between, 4, "refused the login", "deploy the stack again, which gives")
     assert after.returncode == 0, after.stderr
 
 
