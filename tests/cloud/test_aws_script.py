@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from tests.cloud.fake_aws import (
     needs_lambdas_python,
     write_program,
 )
-from tests.conftest import PROJECT_DIR, TIMEOUT, posix_only
+from tests.conftest import PROJECT_DIR, TIMEOUT, posix_only, wait_until
 
 pytestmark = posix_only
 pytest.importorskip("jmespath", reason="the stand-in for the AWS CLI needs jmespath: see sql/aws_requirements.txt")
@@ -746,9 +745,7 @@ def test_packages_that_pip_cannot_get_stop_it_before_anything_is_made(script: Aw
 def test_nothing_temporary_stays_after_an_interruption(script: AwsScript, ending: signal.Signals):
     (script.folder / "pip_hangs").touch()
     with script.start("package", "out.zip") as process:
-        until = time.monotonic() + TIMEOUT
-        while not (script.folder / "pip_is_there").exists() and time.monotonic() < until:
-            time.sleep(0.02)
+        wait_until((script.folder / "pip_is_there").exists, "pip")
         assert list(script.temporary.iterdir()) != []
         os.killpg(process.pid, ending)
         process.communicate(timeout=TIMEOUT)

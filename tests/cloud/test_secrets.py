@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.cloud.lambda_sandbox import CREDENTIALS, REGION, SecretsManager, Unavailable
 from tests.conftest import Database, Scripts, one_line_error
 from tests.stub_coingecko import StubCoinGecko
 
@@ -18,39 +18,20 @@ SCRIPTS = ("etl_crypto.py", "segment_and_load.py", "pipeline_orchestrator.py")
 MYSQL_KEYS = ("MYSQL_HOST", "MYSQL_PORT", "MYSQL_DATABASE", "MYSQL_USER", "MYSQL_PASSWORD")
 
 
-class SecretsManager:
-    """Secrets Manager on loopback, and the variables with which the scripts find it."""
-
-    def __init__(self, url: str) -> None:
-        import boto3
-
-        self.variables = {
-            "AWS_ENDPOINT_URL_SECRETS_MANAGER": url,
-            "AWS_ACCESS_KEY_ID": "testing",
-            "AWS_SECRET_ACCESS_KEY": "testing",
-            "AWS_DEFAULT_REGION": "eu-central-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
-        keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
-        self.client = boto3.client("secretsmanager", endpoint_url=url, region_name="eu-central-1", **keys)
-
-    def put(self, name: str, value: object) -> str:
-        """Make the secret, or change it; its ARN."""
-        text = value if isinstance(value, str) else json.dumps(value)
-        try:
-            return self.client.create_secret(Name=name, SecretString=text)["ARN"]
-        except self.client.exceptions.ResourceExistsException:
-            return self.client.put_secret_value(SecretId=name, SecretString=text)["ARN"]
-
-
 @pytest.fixture
 def manager() -> Iterator[SecretsManager]:
-    server = pytest.importorskip("moto.server", reason="moto is missing: install sql/aws_requirements.txt")
-    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield SecretsManager(f"http://{host}:{port}")
-    running.stop()
+    try:
+        manager = SecretsManager()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    yield manager
+    manager.close()
+
+
+def variables(manager: SecretsManager) -> dict[str, str]:
+    """With these the scripts find it."""
+    where = {"AWS_ENDPOINT_URL_SECRETS_MANAGER": manager.url, "AWS_DEFAULT_REGION": REGION}
+    return CREDENTIALS | where | {"AWS_EC2_METADATA_DISABLED": "true"}
 
 
 def account(database: Database, **changes: Any) -> dict[str, Any]:
@@ -72,7 +53,7 @@ def cloud_scripts(scripts: Scripts, manager: SecretsManager, database: Database)
     for key in MYSQL_KEYS:
         del scripts.settings[key]
     manager.put("etl", account(database))
-    scripts.settings |= manager.variables | {"MYSQL_SECRET_ID": "etl", "MYSQL_SSL_CA": "none"}
+    scripts.settings |= variables(manager) | {"MYSQL_SECRET_ID": "etl", "MYSQL_SSL_CA": "none"}
     return scripts
 
 
@@ -91,7 +72,7 @@ def test_a_secret_is_found_by_its_arn_whatever_the_region_here_is(
 ):
     arn = manager.put("etl", account(database))
 
-    result = cloud_scripts.pipeline(MYSQL_SECRET_ID=arn, AWS_DEFAULT_REGION="us-east-1")
+    result = cloud_scripts.pipeline(MYSQL_SECRET_ID=arn, AWS_DEFAULT_REGION="eu-west-3")
 
     assert result.returncode == 0, result.stderr
     assert database.count() == 120
@@ -212,7 +193,7 @@ def test_with_a_secret_any_host_needs_a_ca_file(
 ):
     manager.put("any", account(database))
 
-    result = scripts.pipeline(**manager.variables, **{key: "any"})
+    result = scripts.pipeline(**variables(manager), **{key: "any"})
 
     one_line_error(result, 2, "MYSQL_SSL_CA is empty, so whoever answers as", "would get the password", "none")
     assert api.requests == []
